@@ -134,7 +134,11 @@ def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> Non
         ("aj.csv", "text*label\nx*y\n", "the first line is a single cell.*data.delimiter"),
         ("ak.parquet", "junk junk", "it has no Parquet header"),
         ("al.parquet", "PAR1 junk junk junk", "its end is missing"),
-        ("ah.jsonl", '{"messages": [{"role": "user", "content": "x"}]}\n' * 2, "messages holds objects"),
+        (
+            "ah.jsonl",
+            '{"messages": [{"role": "user", "content": "x"}]}\n' * 2,
+            "messages holds chats, which",
+        ),
         ("x.xls", "PK", r"Save the sheet as \.xlsx or as CSV"),
         ("x.xlsx", "PK", r"not a readable Excel file \(it has no Excel header"),
         ("y.jsonl.zip", "PK", "Unpack it"),

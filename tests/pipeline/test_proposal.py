@@ -372,12 +372,18 @@ def test_shapes_that_no_task_reads_are_named(folder: Path) -> None:
     rows = [{"premise": r["opinion"], "hypothesis": r["opinion"].upper(), "label": r["verdict"]} for r in reviews()]
     with pytest.raises(DataError, match="pairs of texts with a label"):
         propose(write_jsonl(folder / "pairs.jsonl", rows))
-    rows = [{"messages": [{"role": "user", "content": f"hi {i}"}]} for i in range(30)]
-    with pytest.raises(DataError, match="Write the columns prompt and completion"):
-        propose(write_jsonl(folder / "chats.jsonl", rows))
-    rows = [{"conversations": [{"from": "human", "value": f"hi {i}"}]} for i in range(30)]
-    with pytest.raises(DataError, match="Write the columns prompt and completion"):
-        propose(write_jsonl(folder / "shared.jsonl", rows))
+
+
+def test_chats_are_learned_by_a_decoder_or_as_asked_for(folder: Path) -> None:
+    rows = [
+        {"conversations": [{"from": "human", "value": f"hi {i}"}, {"from": "gpt", "value": f"you are {i}"}]}
+        for i in range(30)
+    ]
+    file = write_jsonl(folder / "shared.jsonl", rows)
+    proposal = propose(file)
+    assert (proposal.task, proposal.config["data"]["messages"]) == ("causal-lm", "conversations")
+    assert proposal.rows == {"train": 30}
+    assert propose(file, task="seq2seq").config["data"]["messages"] == "conversations"
 
 
 def test_too_few_rows_to_hold_one_out(folder: Path) -> None:

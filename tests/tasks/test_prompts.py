@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fakes
@@ -30,6 +32,10 @@ CHAT = (
 def seq2seq(max_new_tokens: int = 8, **data: object) -> Seq2Seq:
     evaluation = {"batch_size": 4, "max_new_tokens": max_new_tokens}
     return Seq2Seq(Config(model="m", task="seq2seq", data={"train": "t", **data}, evaluation=evaluation))
+
+
+def causal_lm(**data: object) -> CausalLM:
+    return CausalLM(Config(model="m", task="causal-lm", data={"train": "t", **data}))
 
 
 def learned_prompt(task: Task, example: Example, bundle: Bundle) -> list[int]:
@@ -195,3 +201,47 @@ def test_prompts_with_completions_hold_only_shots_that_leave_positions_for_the_c
     found = list(task.predictor(bundle, "few_shot", [Example(f"s:{n}", "c" * 10, "d" * 10) for n in range(9)])(rows))
     assert [row.values["shots"] for row in found] == [4, 1]
     assert [row.values["tokens"] for row in found] == [10, 90]
+
+
+def chat_row(turns: int) -> Example:
+    """Return the example of a chat with a system's turn and a number of earlier questions with answers."""
+    earlier = [(role, f"{role} {n}") for n in range(turns) for role in ("user", "assistant")]
+    messages = [("system", "Be brief."), *earlier, ("user", "Who are you?")]
+    return Example("r", "Who are you?", "A fox.", {"messages": [list(turn) for turn in messages]})
+
+
+@pytest.mark.parametrize("make", [seq2seq, causal_lm])
+def test_the_prompt_of_a_chat_is_its_turns_in_the_template(make: Callable[..., Seq2Seq | CausalLM]) -> None:
+    bundle = replace(fakes.bundle("gpt2"), window=400)
+    bundle.tokenizer.chat_template = CHAT
+    row, task = chat_row(1), make(max_length=300)
+    asked = task.prompt(row, bundle)
+    text = "<system>Be brief.<user>user 0<assistant>assistant 0<user>Who are you?<assistant>"
+    assert bundle.tokenizer.decode(asked.ids) == text
+    assert asked.ids == learned_prompt(task, row, bundle)
+    few = task._prompt(row, bundle, [Example("s", "q", "a")])
+    assert bundle.tokenizer.decode(few.ids).startswith("<system>Be brief.<user>q<assistant>a<user>user 0")
+
+
+def test_a_chat_that_is_too_long_loses_its_earlier_turns_first() -> None:
+    bundle = fakes.bundle("gpt2")
+    bundle.tokenizer.chat_template = CHAT
+    cut = causal_lm(max_length=120).prompt(chat_row(9), bundle)
+    text = bundle.tokenizer.decode(cut.ids)
+    assert text.startswith("<system>Be brief.<user>user ")
+    assert text.endswith("assistant 8<user>Who are you?<assistant>")
+    assert list(cut.removed) == ["earlier turns"]
+    plain = causal_lm(max_length=1000).prompt(chat_row(9), replace(bundle, window=1000))
+    assert not plain.removed
+    assert len(cut.ids) + cut.removed["earlier turns"] == len(plain.ids)
+
+
+def test_without_a_template_the_roles_of_a_chat_are_words() -> None:
+    bundle, task = fakes.bundle("gpt2"), causal_lm(max_length=120)
+    row = replace(chat_row(1), input="User: user 0\nAssistant: assistant 0\n\nUser: Who are you?")
+    [learned] = task.encode(row, bundle)
+    assert bundle.tokenizer.decode(learned.input_ids, skip_special_tokens=True) == (
+        "Be brief.\n\nUser: user 0\nAssistant: assistant 0\n\nUser: Who are you?\nAssistant: A fox."
+    )
+    single = replace(row, input="Who are you?", meta={})
+    assert bundle.tokenizer.decode(task.prompt(single, bundle).ids).endswith("Who are you?")

@@ -210,6 +210,7 @@ def _without_objects(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 def _columns(data: Mapping[str, Any]) -> set[str]:
     """Return the names of all columns that the run may read."""
     named = {role: data.get(role) or DataConfig.model_fields[role].default for role in COLUMN_KEYS}
+    named["messages"] = named["messages"] or "messages"
     added = data.get("columns")
     names = [*named.values(), *(added.values() if isinstance(added, Mapping) else ())]
     return {name for name in names if isinstance(name, str)}

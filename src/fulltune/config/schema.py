@@ -31,7 +31,7 @@ LEARNING_RATES = {
 
 #: Keys of `data` that name a column.
 COLUMN_KEYS = (
-    *("text", "prompt", "completion", "label", "labels", "source", "target", "question", "sql", "db_id"),
+    *("text", "prompt", "completion", "messages", "label", "labels", "source", "target", "question", "sql", "db_id"),
     *("id", "group", "split"),
 )
 
@@ -129,6 +129,9 @@ class DataConfig(Section):
     text: str = "text"
     prompt: str = "prompt"
     completion: str = "completion"
+    messages: str | None = Field(
+        None, description="column with chats; default: messages, if rows have no other input (causal-lm, seq2seq)"
+    )
     label: str = "label"
     labels: str = "labels"
     label_names: list[str] | None = Field(
@@ -279,7 +282,17 @@ class DataConfig(Section):
 
     def column(self, role: str) -> str:
         """Return the name of the column with a role: of a built-in one, or of one that a plug-in adds."""
-        return str(getattr(self, role)) if role in COLUMN_KEYS else self.columns.get(role, role)
+        return str(getattr(self, role) or role) if role in COLUMN_KEYS else self.columns.get(role, role)
+
+    def has_chats(self, inputs: Iterable[str], available: Container[str]) -> bool:
+        """Return True if a task reads chats: if the config names their column, or rows have no other input.
+
+        Args:
+            inputs: The other roles of an input.
+            available: Names of the columns of the rows.
+        """
+        is_alone = not any(self.column(role) in available for role in inputs)
+        return self.messages is not None or (self.column("messages") in available and is_alone)
 
     def columns_of(self, roles: Iterable[str], available: Container[str]) -> dict[str, str]:
         """Return the column of each role that rows have: the one of the config, or else one with the name of the role.
@@ -289,7 +302,10 @@ class DataConfig(Section):
             available: Names of the columns of a file or a row.
         """
         known = {role: [name for name in (self.column(role), role) if name in available] for role in roles}
-        return {role: names[0] for role, names in known.items() if names}
+        named = {role: names[0] for role, names in known.items() if names}
+        if "messages" in named and len(named) > 1:  # one input per row
+            return {role: name for role, name in named.items() if (role == "messages") == (self.messages is not None)}
+        return named
 
     @staticmethod
     def column_key(role: str) -> str:

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any, overload
 
 from fulltune.config import DataConfig, DataSource
+from fulltune.data import chats
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile, holds
 from fulltune.data.columns.sampled import columns_of
@@ -290,6 +291,8 @@ class _Reader:
         """Return the value as the role needs it, or a :class:`Problem` with its position."""
         if self.labels is not None:
             read: Any = self.labels.read(value)
+        elif self.column.role == chats.MESSAGES:
+            read = chats.trained(value)
         elif self.column.type in (int, float):
             read = clean_number(value, self.column.type)
         else:
@@ -367,6 +370,7 @@ class _Loading:
         values = {reader.column.role: reader.read(raw.get(reader.name), where) for reader in wanted}
         problems = [value for value in values.values() if isinstance(value, Problem)]
         if not problems:
+            values |= values.pop(chats.MESSAGES, {})
             identity = values.pop("id", where)
             first = self._ids.setdefault(identity, where)
             if first is where:
@@ -465,9 +469,15 @@ def _check_columns(
         used = {reader.name for reader in readers}
         free = [column for column in describe() if column.name not in used]
         problems = [_missing(reader, list(names), free, place) for reader in missing]
-        objects = [column.name for column in free if column.kind in ("object", "messages")]
+        wanted = [reader.column.role for reader in readers if reader.column.required]
+        talks = [column.name for column in free if column.kind == "messages"]
+        objects = [column.name for column in free if column.kind == "object"]
         hint = f"; {', '.join(objects)} holds objects: write their texts to separate columns" if objects else ""
-        if [reader.column.role for reader in readers if reader.column.required] == ["text"] and len(free) > 1:
+        if talks and wanted in (["text"], ["source", "target"]):
+            hint += f"; {talks[0]} holds chats: to read them set data.messages: {as_value(talks[0])}"
+        elif talks:
+            hint += f"; {talks[0]} holds chats, which causal-lm and seq2seq read"
+        if wanted == ["text"] and len(free) > 1:
             hint += "; for prompts with answers set data.prompt and data.completion"
         raise DataError([replace(problem, fix=problem.fix + hint) for problem in problems])
 

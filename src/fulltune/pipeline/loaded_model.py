@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from fulltune.config import Config, ConfigSource, load_config
+from fulltune.data import chats
 from fulltune.errors import ConfigError, DataError, Problem, shortened
 from fulltune.metrics import wording
 from fulltune.pipeline.job import checked_task_and_method, with_current_chat_date
@@ -160,8 +161,8 @@ class LoadedModel:
             raise DataError(problems)
         return [self.task.request(row, database) for row in rows]
 
-    def _row(self, value: Any, number: int) -> dict[str, str]:
-        """Return the columns of an input by role.
+    def _row(self, value: Any, number: int) -> dict[str, Any]:
+        """Return the fields of an input by role.
 
         Raises:
             DataError: A column is missing, or a value is not text.
@@ -174,6 +175,11 @@ class LoadedModel:
         data = self.config.data
         columns = data.columns_of(self.task.inputs, value)
         given = {role: value[name] for role, name in columns.items() if value[name] is not None}
+        if chats.MESSAGES in given:
+            fields = chats.asked(given[chats.MESSAGES])
+            if isinstance(fields, Problem):
+                raise DataError(replace(fields, where=where, field=columns[chats.MESSAGES]))
+            return fields
         if not set(given) - {"db_id"}:
             listed = ", ".join(map(repr, value)) or "no columns"
             raise DataError(f"found {listed}", expected=f"the column {data.column(self.task.inputs[0])!r}", where=where)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fulltune.config import Config, ConfigSource
+from fulltune.data.chats import MESSAGES, asked
 from fulltune.data.load import listed_columns, merged_formats
 from fulltune.data.locate import expanded, locate
 from fulltune.data.raw import Options
@@ -129,10 +130,12 @@ class Request:
         if isinstance(item, Problem):
             return item
         row = item[1]
-        values = {role: clean(row[name], role) for role, name in self.columns.items() if row.get(name) is not None}
+        values = {role: row[name] for role, name in self.columns.items() if row.get(name) is not None}
+        values = {role: asked(value) if role == MESSAGES else clean(value, role) for role, value in values.items()}
         problems = [value for value in values.values() if isinstance(value, Problem)]
         if problems:
             return problems[0]
+        values |= values.pop(MESSAGES, {})
         if not values.keys() - {"db_id"}:
             return Problem("nothing (the column is missing or null)", "a text")
         try:

@@ -27,6 +27,7 @@ _NAMES = {
     "data.target": "target_col output_column summary_column",
     "data.prompt": "prompt_column instruction_column",
     "data.completion": "completion_column response_column",
+    "data.messages": "messages_column field_messages chat_column conversation_column conversations_column",
     "data.group": "group_column groups group_by",
     "data.id": "id_column index_column",
     "data.instruction": "source_prefix prefix system_prompt prompt_template",

@@ -240,11 +240,11 @@ class Task(ABC):
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
         """Return the function with which this bundle predicts, with ``shots`` as examples in its context."""
 
-    def request(self, row: Mapping[str, str], place: str = "") -> Example:
+    def request(self, row: Mapping[str, Any], place: str = "") -> Example:
         """Return the example of an input without a target.
 
         Args:
-            row: The columns of the input, by role, such as ``{"text": …}``.
+            row: The fields of the input, by role, such as ``{"text": …}``.
             place: The database, unless the row names one.
 
         Raises:

@@ -19,6 +19,7 @@ from functools import cached_property
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from fulltune.data import chats
 from fulltune.data.load import available_columns
 from fulltune.errors import DataError
 from fulltune.metrics.base import Metric
@@ -58,12 +59,14 @@ class CausalLM(Generating):
     usual_length = 1024
     version = 3
     families = ("decoder",)
-    inputs = ("text", "prompt")
+    inputs = ("text", "prompt", "messages")
     baselines = ("ngram", "zero_shot", "few_shot")
     facts: ContinuedDocuments = ContinuedDocuments()
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
         data = self.config.data
+        if data.has_chats(("text", "prompt"), available):
+            return (Column("messages", list),)
         if data.text not in available and {data.prompt, data.completion} <= set(available):
             return Column("prompt", str, may_be_empty=True), Column("completion", str)
         return (Column("text", str),)
@@ -71,7 +74,7 @@ class CausalLM(Generating):
     def example(self, row: Row) -> Example:
         if "text" in row.fields:
             return Example(row.id, "", row.fields["text"])
-        return Example(row.id, row.fields["prompt"], row.fields["completion"])
+        return Example(row.id, row.fields["prompt"], row.fields["completion"], prompts.chat_meta(row.fields))
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -81,7 +84,7 @@ class CausalLM(Generating):
         window = self.window(bundle)
         if example.input:
             prompt = self._prompt(example, bundle)
-            return [prompts.prompt_features(bundle, prompt, example, self._wording(bundle), window)]
+            return [prompts.prompt_features(bundle, prompt, example, self._wording(example, bundle)[0], window)]
         tokens = prompts.text_ids(bundle, example.answer) + prompts.end_ids(bundle)
         return [
             Features(text.context + text.target, [-100] * len(text.context) + text.target, example.id)
@@ -128,16 +131,17 @@ class CausalLM(Generating):
         size = _first_token_bytes(bundle, example.answer)
         return text[:size], text[size:]
 
-    def request(self, row: Mapping[str, str], place: str = "") -> Example:
+    def request(self, row: Mapping[str, Any], place: str = "") -> Example:
         """Return the example of a text to continue or of a prompt; a row alone says which by its column."""
         is_prompt = {} if "text" in row else {"is_prompt": True}
-        return Example("asked", next(iter(row.values())), "", is_prompt)
+        return Example("asked", next(iter(row.values())), "", is_prompt | prompts.chat_meta(row))
 
     def prompt(self, example: Example, bundle: Bundle) -> Fitted:
         """Return the prompt of a text to continue, of a prompt, or of a chat."""
-        messages = example.meta.get("messages")
-        if messages is not None:
-            return self._conversation(messages, bundle)
+        if "chat" in example.meta:
+            return self._conversation(example.meta["chat"], bundle)
+        if chats.MESSAGES in example.meta:
+            return self._prompt(example, bundle)
         return self._asked(example.input, bundle, example.meta.get("is_prompt", self._has_prompts))
 
     def continuation(self, text: str, place: str = "") -> Example:
@@ -145,14 +149,20 @@ class CausalLM(Generating):
         return Example("asked", text, "", {"is_prompt": False})
 
     def conversation(self, messages: Messages, bundle: Bundle, place: str = "") -> Example:
-        """Return the example of a chat; without a chat template, of a single message, which is a prompt."""
+        """Return the example of a chat; without a chat template, of a single message, which is a prompt.
+
+        A model that was trained on chats takes several messages without a template too.
+        """
         if not prompts.wants_chat(bundle, self.config.data.chat):
+            fields = chats.asked(messages) if len(messages) > 1 and self._input == chats.MESSAGES else None
+            if isinstance(fields, dict):
+                return self.request(fields, place)
             return replace(super().conversation(messages, bundle, place), meta={"is_prompt": True})
         if not messages or messages[-1]["role"] != "user":
             found = f"the role {messages[-1]['role']}" if messages else "no message"
             raise DataError(found, expected="a last message of the role user", field="messages")
         text = "\n".join(message["content"] for message in messages)
-        return Example("asked", text, "", {"messages": tuple(messages)})
+        return Example("asked", text, "", {"chat": tuple(messages)})
 
     def _conversation(self, messages: Messages, bundle: Bundle) -> Fitted:
         """Return the prompt of a chat; it is not shortened, but reported as too long."""
@@ -164,16 +174,16 @@ class CausalLM(Generating):
         """Return the prompt of a text: as in training if that had prompts, otherwise the text itself."""
         return self._prompt(Example("asked", text, ""), bundle) if has_prompts else self._end_of(text, bundle)
 
-    @cached_property
+    @property
     def _has_prompts(self) -> bool:
-        return self._trains_on_prompts()
+        return self._input in ("prompt", chats.MESSAGES)
 
     def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
         """Continue a text: as the user's turn of a chat if the model was trained on prompts, otherwise as it is."""
         from fulltune.models import inference
 
         cap = self.config.evaluation.max_new_tokens
-        prompt = self._asked(text, bundle, self._trains_on_prompts())
+        prompt = self._asked(text, bundle, self._has_prompts)
         [answer] = inference.generate(bundle, [prompt.ids], 1, cap)
         values = {"tokens": answer.tokens, "capped": answer.capped} | prompt.values() | answer.values
         return Prediction(system=system, id="asked", input=text, reference="", output=answer.text, values=values)
@@ -190,12 +200,14 @@ class CausalLM(Generating):
         """Return the number of tokens that are reserved for a continuation."""
         return min(self.config.evaluation.max_new_tokens, bundle.window // prompts.ANSWER_PART)
 
-    def _trains_on_prompts(self) -> bool:
+    @cached_property
+    def _input(self) -> str:
+        """Role of the input in training."""
         try:
             columns = self.columns(available_columns(self.config.data.train, data=self.config.data))
         except DataError:  # the rows may not exist where the model is used
-            return False
-        return columns[0].role == "prompt"
+            return "text"
+        return columns[0].role
 
     def _pieces(self, example: Example, prompt: Fitted, bundle: Bundle) -> list[Text]:
         """Return the parts of an example that are scored, without the end-of-text token, which has no bytes.
@@ -206,7 +218,7 @@ class CausalLM(Generating):
             tokens = prompts.text_ids(bundle, example.answer)
             is_given = not prompts.start_ids(bundle)
             return windows(prompt.ids, tokens, self.window(bundle), is_given=is_given)
-        answer = prompts.answer_ids(bundle, example.answer, self._wording(bundle))
+        answer = prompts.answer_ids(bundle, example.answer, self._wording(example, bundle)[0])
         tokens = answer[: len(answer) - len(prompts.end_ids(bundle))]
         without_shots = self._prompt(example, bundle) if prompt.shots else prompt
         return windows(prompt.ids, tokens, self.window(bundle) + len(prompt.ids) - len(without_shots.ids))
@@ -291,19 +303,25 @@ class CausalLM(Generating):
 
         The model's positions must hold prompt and completion, or prompt and ``reserve`` tokens if those are more.
         """
-        wording = self._wording(bundle)
+        wording, question = self._wording(example, bundle)
         window = self.window(bundle)
         room = prompts.prompt_room(window, self.config.data.max_target_length)
-        plain = prompts.fit(bundle, wording, example.input, room)
+        plain = prompts.fit(bundle, wording, question, room)
         if not shots:
             return plain
         answer = min(len(prompts.answer_ids(bundle, example.answer, wording)), window - len(plain.ids))
         shown = [Shot(shot.input, shot.answer) for shot in shots]
-        return prompts.fit(bundle, wording, example.input, room, shown, bundle.window - max(answer, reserve))
+        return prompts.fit(bundle, wording, question, room, shown, bundle.window - max(answer, reserve))
 
-    def _wording(self, bundle: Bundle) -> Wording:
+    def _wording(self, example: Example, bundle: Bundle) -> tuple[Wording, str]:
+        """Return the words around a prompt, and the prompt; without a template, the roles of a chat are words."""
         chat = prompts.wants_chat(bundle, self.config.data.chat)
-        return Wording(chat=chat, keeps_end=True, day=self.day)
+        labeled = not chat and len([role for role, _ in prompts.chat_turns(example.meta) if role != "system"]) > 1
+        wording = Wording(answer="Assistant" if labeled else "", chat=chat, keeps_end=True, day=self.day)
+        return prompts.worded(wording, example)
+
+    def reads(self, example: Example) -> str:
+        return str(example.meta.get(chats.MESSAGES, ""))
 
 
 #: Number of further tokens that complete a character, as a reader sees it.

@@ -88,15 +88,15 @@ class TextToText(Generating):
 
     def _prompt(self, example: Example, bundle: Bundle, shots: Sequence[Example] = ()) -> Fitted:
         """Return the prompt of a row: cut as in training, with as many shots as the model's positions allow."""
-        wording = self.wording(example, bundle)
+        wording, question = prompts.worded(self.wording(example, bundle), example)
         window = self.window(bundle)
         room, shots_room = window, bundle.window
         if bundle.family == "decoder":
             room = prompts.prompt_room(window, self.config.data.max_target_length)
             shots_room = bundle.window - (window - room)
         shown = [self.shot(shot, example) for shot in shots]
-        around = self.wording(example, bundle, shots=bool(shots))
-        return prompts.fit(bundle, wording, example.input, room, shown, shots_room, around)
+        around, _ = prompts.worded(self.wording(example, bundle, shots=bool(shots)), example)
+        return prompts.fit(bundle, wording, question, room, shown, shots_room, around)
 
     def longest_input(self, bundle: Bundle) -> int:
         return self.window(bundle) if bundle.family == "encoder-decoder" else bundle.window

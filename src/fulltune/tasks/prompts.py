@@ -8,11 +8,13 @@ truncated. The instruction, the words around the text and the chat template alwa
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
+from fulltune.data.chats import MESSAGES, Turn
 from fulltune.errors import ConfigError
 from fulltune.models.token_ids import end_ids as end_ids
 from fulltune.models.token_ids import opening_ids as opening_ids
@@ -61,6 +63,7 @@ class Wording:
         chat: Use the tokenizer's chat template.
         schema: Schema of the database, written below the instruction and truncated before the question.
         keeps_end: A question that is too long loses its middle, not its end.
+        turns: Turns of a chat before the question, for a chat template; the first of them may be the system's.
         day: Today's date for the chat template.
     """
 
@@ -70,6 +73,7 @@ class Wording:
     chat: bool = False
     schema: str = ""
     keeps_end: bool = False
+    turns: tuple[Turn, ...] = ()
     day: date | None = None
 
     @property
@@ -86,7 +90,7 @@ class Fitted:
     Attributes:
         ids: Token ids, up to the answer's first token.
         shots: Number of shots it contains.
-        removed: Number of truncated tokens of the row's own text, by part (``schema``, ``input``).
+        removed: Number of truncated tokens of the row's own text, by part (``schema``, ``earlier turns``, ``input``).
     """
 
     ids: list[int]
@@ -139,6 +143,16 @@ def answer_ids(bundle: Bundle, answer: str, wording: Wording | None = None) -> l
     return text_ids(bundle, spaced) + end_ids(bundle)
 
 
+def chat_turns(fields: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """Return the turns of a prompt that has several, from the fields of a row or the ``meta`` of its example."""
+    return tuple((role, text) for role, text in fields.get(MESSAGES, ()))
+
+
+def chat_meta(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``meta`` of the example of a row, which has the turns of a prompt that has several."""
+    return {MESSAGES: fields[MESSAGES]} if MESSAGES in fields else {}
+
+
 def _block(wording: Wording, question: str, answer: str) -> str:
     text = f"{wording.question}: {question}" if wording.question else question
     if not wording.answer:
@@ -147,13 +161,37 @@ def _block(wording: Wording, question: str, answer: str) -> str:
 
 
 def _chat_ids(bundle: Bundle, wording: Wording, question: str, shots: Sequence[Shot]) -> list[int]:
-    turns: list[tuple[str, str]] = []
+    turns: list[Turn] = []
     for shot in shots:
         turns += [("user", shot.input), ("assistant", shot.answer)]
-    turns.append(("user", question))
+    system, earlier = _without_system(wording.turns)
+    turns += [*earlier, ("user", question)]
     if wording.top:
-        turns[0] = ("user", f"{wording.top}\n\n{turns[0][1]}")
+        first = next(number for number, (role, _) in enumerate(turns) if role == "user")
+        turns[first] = ("user", f"{wording.top}\n\n{turns[first][1]}")
+    turns = [*system, *turns]
     return chat_ids(bundle, [{"role": role, "content": content} for role, content in turns], wording.day)
+
+
+def _without_system(turns: Sequence[Turn]) -> tuple[Sequence[Turn], Sequence[Turn]]:
+    """Return the turn of the system, if there is one, and the others."""
+    size = int(bool(turns) and turns[0][0] == "system")
+    return turns[:size], turns[size:]
+
+
+def worded(wording: Wording, example: Example) -> tuple[Wording, str]:
+    """Return the wording and the question of a row: of a chat, also the turns before its last one.
+
+    Without a chat template they are a part of the text, below that of the system.
+    """
+    turns = chat_turns(example.meta)
+    if not turns:
+        return wording, example.input
+    if wording.chat:
+        return replace(wording, turns=turns[:-1], keeps_end=True), turns[-1][1]
+    system, _ = _without_system(turns)
+    top = "\n\n".join(part for part in (wording.instruction, *(text for _, text in system)) if part)
+    return replace(wording, instruction=top, keeps_end=True), example.input
 
 
 def prompt_room(window: int, max_target_length: int) -> int:
@@ -185,7 +223,7 @@ def fit(
         ConfigError: The words around the row's text leave no room for it.
     """
     wording, question, plain = _shortened(bundle, wording, question, room)
-    shown = replace(shots_wording or wording, schema=wording.schema)
+    shown = replace(shots_wording or wording, schema=wording.schema, turns=wording.turns)
     for count in range(len(shots), 0, -1):
         ids = prompt_ids(bundle, shown, question, shots[:count])
         if len(ids) <= shots_room:
@@ -204,6 +242,10 @@ def _shortened(bundle: Bundle, wording: Wording, question: str, room: int) -> tu
 
         schema, kept = _longest(len(ids), room, wording.schema, _beginning, with_schema)
         wording, ids, removed = replace(wording, schema=schema), kept, {"schema": len(ids) - len(kept)}
+    if len(ids) > room and wording.turns:
+        wording, kept = _later_turns(bundle, wording, question, room)
+        removed |= {"earlier turns": len(ids) - len(kept)} if len(kept) < len(ids) else {}
+        ids = kept
     if len(ids) > room:
         shorten = _ends if wording.keeps_end else _beginning
         question, kept = _longest(len(ids), room, question, shorten, lambda text: prompt_ids(bundle, wording, text))
@@ -216,6 +258,19 @@ def _shortened(bundle: Bundle, wording: Wording, question: str, room: int) -> tu
             field="data.max_length",
         )
     return wording, question, Fitted(ids, removed=removed)
+
+
+def _later_turns(bundle: Bundle, wording: Wording, question: str, room: int) -> tuple[Wording, list[int]]:
+    """Return the wording with as many of the last turns as fit, from a user's on, and the ids of its prompt."""
+    system, earlier = _without_system(wording.turns)
+    starts = [number for number, (role, _) in enumerate(earlier) if number and role == "user"]
+
+    def beginning_at(start: int) -> tuple[Wording, list[int]]:
+        shorter = replace(wording, turns=(*system, *earlier[start:]))
+        return shorter, prompt_ids(bundle, shorter, question)
+
+    fitting = bisect_left(starts, True, key=lambda start: len(beginning_at(start)[1]) <= room)
+    return beginning_at(starts[fitting] if fitting < len(starts) else len(earlier))
 
 
 def _longest(

@@ -100,8 +100,8 @@ class Profile:
 
 def holds(column: Profile) -> str:
     """Return what a column holds as a phrase for messages: its kind, distinct values and an example."""
-    if column.kind in ("empty", "object"):
-        return {"empty": "no values", "object": "objects"}[column.kind]
+    if column.kind in ("empty", "object", "messages"):
+        return {"empty": "no values", "object": "objects", "messages": "chats"}[column.kind]
     example = f", such as {_short(column.examples[0])}" if column.examples else ""
     return f"{column.kind}, {column.distinct:,} distinct in {column.filled:,} rows{example}"
 

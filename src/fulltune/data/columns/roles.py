@@ -189,7 +189,7 @@ def _direction(column: Profile) -> int:
 
 def likely(role: str, columns: Sequence[Profile]) -> Profile | None:
     """Return the column that a role most likely reads, or None if no column holds such values."""
-    kinds = {"sql": "SQL", "id": "id"}
+    kinds = {"sql": "SQL", "id": "id", "messages": "messages"}
     if role in ("text", "question", "prompt"):
         return next(iter(texts(columns)), None)
     if role in ("label", "labels"):

@@ -76,7 +76,7 @@ def _by_content(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice
     if "tags" in kinds:
         raise _unsupported(columns, "lists of tokens with one tag each (token classification)")
     if "messages" in kinds:
-        raise _unsupported(columns, "chats as lists of messages", "write the columns prompt and completion")
+        return _chats(columns, "causal-lm")
     if "SQL" in kinds:
         return _text2sql(columns, databases) if databases else _queries_alone(columns)
     label = roles.label(columns).column
@@ -148,6 +148,14 @@ def _classification(columns: Sequence[Profile], databases: Sequence[Path]) -> Ch
     return Choice("classification", {"text": texts[0], role: label}, because, label.separator, notes=tuple(notes))
 
 
+def _chats(columns: Sequence[Profile], task: str) -> Choice:
+    """Return the task for chats, whose last answer is learned."""
+    found = [one for one in columns if one.kind == "messages"]
+    notes = [_unread(one, "messages") for one in found[1:]]
+    because = f"`{found[0].name}` has chats, whose last answer is learned"
+    return Choice(task, {"messages": found[0]}, because, notes=tuple(notes))
+
+
 def _causal_lm(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
     prompt = next((one for one in columns if roles.name_words(one.name) & _PROMPTS), None)
     completion = next((one for one in columns if roles.name_words(one.name) & _COMPLETIONS), None)
@@ -157,6 +165,8 @@ def _causal_lm(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
         unread = tuple(_unread(one, "prompt") for one in rest)
         return Choice("causal-lm", {"prompt": prompt, "completion": completion}, because, notes=unread)
     texts = roles.texts(columns)
+    if not texts and any(one.kind == "messages" for one in columns):
+        return _chats(columns, "causal-lm")
     if not texts:
         raise _nothing(columns, "no column of text", task="causal-lm")
     notes = [_unread(other, "text") for other in texts[1:]]
@@ -166,6 +176,8 @@ def _causal_lm(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
 
 def _seq2seq(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
     pair = roles.pair(columns)
+    if pair is None and any(one.kind == "messages" for one in columns):
+        return _chats(columns, "seq2seq")
     if pair is None:
         raise _nothing(columns, "no two columns of text", task="seq2seq")
     return _pair(pair, columns, "asked for")

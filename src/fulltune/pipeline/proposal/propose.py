@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.config import DataConfig, TrainConfig, load_config
+from fulltune.data.chats import MESSAGES, complete_text
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile
 from fulltune.data.columns.sampled import columns_of
@@ -222,7 +223,7 @@ class _Draft:
         language = next(iter(languages), "") or language_of(inputs)
         family = _FAMILIES[choice.task]
         base = base_models.with_name(model, family) if model else base_models.choose(family, language)
-        answers = [role for role in ("target", "sql", "completion") if role in choice.columns]
+        counts, answers = _counts(choice, rows, base)
         return cls(
             sources,
             columns,
@@ -234,8 +235,8 @@ class _Draft:
             language,
             languages,
             written,
-            settings.count_tokens(inputs, base),
-            settings.count_tokens(rows.values(answers[0]), base) if answers else (),
+            counts,
+            answers,
             file,
         )
 
@@ -617,9 +618,27 @@ def _format(form: FileFormat) -> str:
     return f"{known}{between}{encoding}{part}"
 
 
+def _counts(choice: Choice, rows: reading.Rows, base: BaseModel) -> tuple[Sequence[int], Sequence[int]]:
+    """Return the tokens of each row that share a window, and those of answers that have a window of their own."""
+    role = next(iter(choice.columns))
+    texts = rows.values(role)
+    if role == MESSAGES:
+        texts = [complete_text(row.fields) for row in rows.tables["train"]]
+    inputs = settings.count_tokens(texts, base)
+    role = next((role for role in ("target", "sql") if role in choice.columns), "completion")
+    if role == "completion" and not {"completion", "messages"} & choice.columns.keys():
+        return inputs, ()
+    answers = settings.count_tokens(rows.values(role), base)
+    if choice.task != "causal-lm":
+        return inputs, answers
+    return [settings.shared(*pair) for pair in zip(inputs, answers, strict=True)], ()
+
+
 def _described(column: Profile) -> str:
     if column.kind in ("category", "labels"):
         return _labels(column.examples, column.counts, column.distinct)
+    if column.kind == "messages":
+        return "turns with a role and a text; the last one of the assistant is the completion"
     if column.kind == "vector":
         return f"0/1 vectors of {column.distinct:,} classes"
     if column.kind in ("text", "short text", "SQL"):

@@ -62,7 +62,9 @@ class Rows:
         return tuple(problem for table in self.tables.values() for problem in table.problems)
 
     def values(self, role: str) -> list[str]:
-        """Return the texts of a role in train."""
+        """Return the texts of a role in train; of chats, what precedes the answer."""
+        if role == "messages":
+            return [input_text(row.fields) for row in self.tables["train"]]
         return [str(row.fields.get(role, "")) for row in self.tables["train"]]
 
 
@@ -99,7 +101,8 @@ def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Se
         DataError: A split has no usable row, or lacks a column.
     """
     columns = [
-        Column(role, list if role == "labels" else str, may_be_empty=role in ("labels", "prompt")) for role in roles
+        Column(role, list if role in ("labels", "messages") else str, may_be_empty=role in ("labels", "prompt"))
+        for role in roles
     ]
     tables = {split: load_table(files, columns, settings, split=_STORED[split]) for split, files in sources.items()}
     tables |= _marked(sources["train"], settings, columns) if settings.split else {}

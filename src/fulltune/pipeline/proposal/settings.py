@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fulltune.config import DataConfig
 from fulltune.pipeline.proposal.base_models import BaseModel
 from fulltune.tasks.causal_lm import window_count
+from fulltune.tasks.prompts import ANSWER_PART
 
 #: Rows whose tokens are counted.
 SAMPLE = 2000
@@ -67,6 +69,15 @@ def count_tokens(texts: Sequence[str], base: BaseModel | None) -> list[int]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return [len(encoded.ids) for encoded in tokenizer.encode_batch(sample)]
+
+
+def shared(prompt: int, answer: int) -> int:
+    """Return the smallest window that cuts neither a prompt nor its answer, given their tokens.
+
+    A part of the window is reserved for answers, whether they need it or not.
+    """
+    reserved = int(DataConfig.model_fields["max_target_length"].default)
+    return prompt + max(answer, min(reserved, -(-prompt // (ANSWER_PART - 1))))
 
 
 def count_windows(counts: Sequence[int], window: int) -> float:
