@@ -399,7 +399,8 @@ def labels_of(path: Path) -> list[str]:
     [
         ([0.0, 1.0, 1.0], ["0", "1", "1"]),
         ([0, 1, 1], ["0", "1", "1"]),
-        ([1.0, 2.5, 3.0], ["1.0", "2.5", "3.0"]),
+        ([1.0, 2.5, 3.0], ["1", "2.5", "3"]),
+        ([-0.0, 1.0, -1.0], ["0", "1", "-1"]),
     ],
 )
 def test_labels_written_as_numbers_are_the_same_in_json_and_csv(tmp_path: Path, values: Any, read: list[str]) -> None:
@@ -408,6 +409,12 @@ def test_labels_written_as_numbers_are_the_same_in_json_and_csv(tmp_path: Path, 
     assert labels_of(write(tmp_path / "a.csv", delimited(rows))) == read
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert labels_of(tmp_path / "a.parquet") == read
+
+
+def test_a_number_is_one_label_whether_written_as_1_or_as_1_0(tmp_path: Path) -> None:
+    values = [0.5, 1, 1.0, 2.0, 10**16, 1e16]
+    rows = [{"text": f"text {number}", "label": value} for number, value in enumerate(values)]
+    assert labels_of(write(tmp_path / "a.jsonl", lines(rows))) == ["0.5", "1", "1", "2", str(10**16), str(10**16)]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])

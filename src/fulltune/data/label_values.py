@@ -255,7 +255,9 @@ class LabelReader:
 
 
 def label_name(value: Any) -> str | Problem:
-    """Return a label as written; numbers become text."""
+    """Return a label as written; numbers become text: whole ones as ``1``, since JSON writes 1 and 1.0 for the same."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # and -0.0 as 0, 1e16 as all of its digits
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
@@ -276,7 +278,7 @@ _MOST_REALS = 20
 
 
 def with_whole_numbers(labels: Sequence[str], field: str) -> Sequence[str]:
-    """Return the labels of a column; if all are whole numbers, ``1.0`` is written as ``1``, as in other formats.
+    """Return the labels of a column; if all are numbers, ``1.0`` is written as ``1``, in all formats and splits.
 
     Raises:
         DataError: The labels are real numbers, not classes.
@@ -291,7 +293,13 @@ def with_whole_numbers(labels: Sequence[str], field: str) -> Sequence[str]:
             fix="replace the numbers by classes, for example low, medium and high between thresholds",
             field=field,
         )
-    return labels if reals else [re.sub(r"\.0*$", "", label) for label in labels]
+    return [_without_zeros(label) for label in labels]
+
+
+def _without_zeros(number: str) -> str:
+    """Return a number without a fraction of zeros, and zero without a sign."""
+    text = re.sub(r"\.0*$", "", number)
+    return "0" if text in ("-0", "+0", "") else text
 
 
 def _whole(value: Any) -> int | None:
