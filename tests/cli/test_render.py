@@ -169,7 +169,9 @@ def test_a_comparison_names_both_runs_and_the_rows_that_changed() -> None:
 
 
 def test_a_plan_shows_cost_and_advice() -> None:
-    config = load_config({"model": "m", "task": "causal-lm", "data": {"train": "t"}, "train": {"learning_rate": 1e-3}})
+    config = load_config(
+        {"model": "m", "task": "causal-lm", "data": {"train": "t"}, "train": {"epochs": 3, "learning_rate": 1e-3}}
+    )
     plan = build_plan(
         config, RowCounts(1000, 200), SequenceCounts(4000, 123_456), ModelSize(2**27), machine_memory=2**33
     )
@@ -182,7 +184,8 @@ def test_a_plan_shows_cost_and_advice() -> None:
 
 
 def test_a_measured_plan_shows_memory_by_part_and_time_by_stage() -> None:
-    config = load_config({"model": "m", "task": "causal-lm", "data": {"train": "t"}})
+    train = {"epochs": 3, "learning_rate": 3e-5}
+    config = load_config({"model": "m", "task": "causal-lm", "data": {"train": "t"}, "train": train})
     plan = build_plan(
         config, RowCounts(1000, 200), SequenceCounts(4000, 123_456), ModelSize(2**27), machine_memory=2**33
     )

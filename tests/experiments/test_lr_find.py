@@ -20,13 +20,13 @@ from typer.testing import CliRunner
 
 import fulltune
 from fulltune.cli.main import app
-from fulltune.config import LEARNING_RATES
 from fulltune.errors import ConfigError, DataError
 from fulltune.experiments.lr_find import weights_sha256
 from fulltune.experiments.range_test import EDGE, SMOOTHING, rates, read, smoothed
 from fulltune.pipeline.job import Job
 from fulltune.records.learning_rate import LearningRate
 from fulltune.report.rates import plot
+from fulltune.training.defaults import ModelKind, learning_rate
 
 # ---- Reading a sweep ----
 
@@ -169,7 +169,7 @@ def test_a_method_that_freezes_the_model_is_supported(method: str, tmp_path: Pat
     config = job(tmp_path, "gpt2", rows=20) | {"method": method}
     found = fulltune.find_learning_rate(config, out=tmp_path / "runs", steps=14, confirm_steps=2)
     assert len(found.sweep) > 5
-    assert found.asked == LEARNING_RATES[method]
+    assert found.asked == learning_rate(ModelKind("decoder", fakes.gpt2()[0].num_parameters()), method)
 
 
 def test_a_hash_detects_one_bit() -> None:

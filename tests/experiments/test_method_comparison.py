@@ -75,22 +75,30 @@ class Counting:
 
 # ---- The rates ----
 
+#: Usual rates of the methods for a large model.
+USUAL = {"full": 3e-5, "lora": 3e-4, "prompt-tuning": 3e-2, "bitfit": 1e-3}
+
 
 def test_every_method_has_the_same_number_of_rates_around_its_default(job: dict[str, Any]) -> None:
     config = load_config(job, ["train.learning_rate=3e-5"])
-    assert grid(config, "full", 1) == (3e-5,)
-    assert grid(config, "full", 3) == pytest.approx((9.49e-6, 3e-5, 9.49e-5))
-    assert grid(config, "lora", 3) == pytest.approx([10 * rate for rate in grid(config, "full", 3)])
-    assert grid(config, "prompt-tuning", 1) == (3e-2,)
-    assert len(grid(config, "bitfit", 4)) == 4
+    assert grid(config, "full", 1, USUAL) == (3e-5,)
+    assert grid(config, "full", 3, USUAL) == pytest.approx((9.49e-6, 3e-5, 9.49e-5))
+    assert grid(config, "lora", 3, USUAL) == pytest.approx([10 * rate for rate in grid(config, "full", 3, USUAL)])
+    assert grid(config, "prompt-tuning", 1, USUAL) == (3e-2,)
+    assert len(grid(config, "bitfit", 4, USUAL)) == 4
 
 
 def test_a_rate_that_is_high_for_full_is_so_for_lora(job: dict[str, Any]) -> None:
     small = load_config(job, ["train.learning_rate=3e-4"])
-    assert grid(small, "lora", 1) == (3e-3,)
-    assert grid(small, "prompt-tuning", 1) == (3e-2,)
+    assert grid(small, "lora", 1, USUAL) == (3e-3,)
+    assert grid(small, "prompt-tuning", 1, USUAL) == (3e-2,)
     asked = load_config(job, ["method=lora", "train.learning_rate=6e-4"])
-    assert (grid(asked, "lora", 1), grid(asked, "full", 1)) == ((6e-4,), (6e-5,))
+    assert (grid(asked, "lora", 1, USUAL), grid(asked, "full", 1, USUAL)) == ((6e-4,), (6e-5,))
+
+
+def test_without_a_rate_every_method_has_that_of_the_model(job: dict[str, Any]) -> None:
+    unset = load_config({**job, "train": {"epochs": 1}})
+    assert [grid(unset, name, 1, USUAL) for name in USUAL] == [(rate,) for rate in USUAL.values()]
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_options_apply_to_mappings_and_configs_as_well(file: Path) -> None:
 
 def test_another_method_gets_its_own_learning_rate(file: Path) -> None:
     config = load_config(file)
-    assert load_config(config, options={"method": "lora"}).train.learning_rate == 3e-4
+    assert load_config(config, options={"method": "lora"}).train.learning_rate is None  # chosen with the model
     chosen = load_config(file, ["train.learning_rate=1e-5"])
     assert load_config(chosen, ["method=lora"]).train.learning_rate == 1e-5
 

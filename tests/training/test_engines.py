@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from fulltune import Config, ConfigError
 from fulltune.training import engine_check, engines
 
+USUAL = {"epochs": 3, "learning_rate": 3e-5}
+
 
 def _config(**options: Any) -> Config:
-    return Config(**({"model": "m", "task": "causal-lm", "data": {"train": "x"}} | options))
+    return Config(**({"model": "m", "task": "causal-lm", "data": {"train": "x"}, "train": USUAL} | options))
 
 
 @given(batch=st.integers(1, 64), accumulation=st.integers(1, 64), processes=st.integers(1, 64))

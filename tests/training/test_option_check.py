@@ -14,7 +14,13 @@ CHECKPOINTING = f"{checkpointing_name()}_kwargs"
 
 
 def config(trainer: dict[str, Any], **train: Any) -> Config:
-    return Config(model="m", task="classification", data={"train": "x"}, trainer=trainer, train=train)
+    return Config(
+        model="m",
+        task="classification",
+        data={"train": "x"},
+        trainer=trainer,
+        train={"epochs": 3, "learning_rate": 3e-5} | train,
+    )
 
 
 @pytest.mark.parametrize(

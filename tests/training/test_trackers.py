@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def _config(report_to: Any) -> Config:
-    train = {"max_steps": 3, "batch_size": 2, "evaluations": 0}
+    train = {"max_steps": 3, "batch_size": 2, "learning_rate": 3e-5, "evaluations": 0}
     return Config(
         model="m", task="causal-lm", data={"train": "x"}, train=train, trainer={"report_to": report_to},
         guards={"divergence": None},

@@ -13,7 +13,13 @@ from fulltune.training.arguments import checkpointing_name, total_steps, trainin
 
 
 def _config(trainer: dict[str, Any] | None = None, **train: Any) -> Config:
-    return Config(model="m", task="causal-lm", data={"train": "x"}, train=train, trainer=trainer or {})
+    return Config(
+        model="m",
+        task="causal-lm",
+        data={"train": "x"},
+        train={"epochs": 3, "learning_rate": 3e-5} | train,
+        trainer=trainer or {},
+    )
 
 
 def test_every_first_class_option_is_passed_on(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ key. All problems are reported at once.
 from fulltune.config.derived import refuse_folds, with_one_seed, with_validation_rows
 from fulltune.config.loading import ConfigSource, dump_config, key_named, load_config
 from fulltune.config.schema import (
-    LEARNING_RATES,
     MOST_SEEDS,
     AdapterConfig,
     BaselineConfig,
@@ -27,7 +26,6 @@ from fulltune.config.schema import (
 )
 
 __all__ = [
-    "LEARNING_RATES",
     "MOST_SEEDS",
     "AdapterConfig",
     "BaselineConfig",

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fulltune.config.schema import COLUMN_KEYS, LEARNING_RATES, Config, DataConfig, Section, kinds_of
+from fulltune.config.schema import COLUMN_KEYS, Config, DataConfig, Section, kinds_of
 from fulltune.errors import ConfigError, Problem, closest, did_you_mean, shortened
 from fulltune.runtime import paths, plugins
 from fulltune.runtime.config_file import check_size, check_texts, read_mapping, read_value, to_yaml
@@ -101,7 +101,7 @@ def dump_config(config: Config) -> str:
 def _read(source: ConfigSource | None) -> tuple[dict[str, Any], str]:
     """Return a config as a mapping, and its file if it is one."""
     if isinstance(source, Config):
-        return _without_usual_rate(source), ""
+        return source.model_dump(mode="json"), ""
     if isinstance(source, Mapping):
         return dict(source), ""
     if not isinstance(source, (str, os.PathLike)):
@@ -112,17 +112,6 @@ def _read(source: ConfigSource | None) -> tuple[dict[str, Any], str]:
         )
     path = Path(source)
     return read_mapping(path), str(path)
-
-
-def _without_usual_rate(config: Config) -> dict[str, Any]:
-    """Return the config as a mapping, without a learning rate that is the default of its method.
-
-    Another method then gets its own default.
-    """
-    raw: dict[str, Any] = config.model_dump(mode="json")
-    if config.train.learning_rate == LEARNING_RATES.get(config.method, LEARNING_RATES["full"]):
-        del raw["train"]["learning_rate"]
-    return raw
 
 
 def _merged(raw: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

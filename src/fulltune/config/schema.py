@@ -16,19 +16,6 @@ from fulltune.errors import did_you_mean, shortened
 from fulltune.runtime.codecs import CODECS, is_codec
 from fulltune.runtime.validation import config_spelling
 
-#: Default of `train.learning_rate` by method. `full`: Devlin et al. 2019, appendix A.3. `lora`, `qlora`: Hu et al.
-#: 2022, appendix D; about ten times the rate of `full` (Schulman et al. 2025, "LoRA Without Regret").
-#: `prompt-tuning`: PEFT's guides; Lester et al. 2021 use 0.3, but with Adafactor. `bitfit`: Ben Zaken et al. 2022,
-#: section 4. `linear-probe`: AdamW's own default.
-LEARNING_RATES = {
-    "full": 3e-5,
-    "lora": 3e-4,
-    "qlora": 3e-4,
-    "prompt-tuning": 3e-2,
-    "linear-probe": 1e-3,
-    "bitfit": 1e-3,
-}
-
 #: Keys of `data` that name a column.
 COLUMN_KEYS = (
     *("text", "prompt", "completion", "messages", "label", "labels", "source", "target", "question", "sql", "db_id"),
@@ -51,6 +38,13 @@ _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 def kinds_of(annotation: Any) -> set[Any]:
     """Return the plain types that a field takes."""
     return set(get_args(annotation) or (annotation,))
+
+
+def _known(name: str, value: float | None) -> float:
+    """Return a value that depends on the model."""
+    if value is None:
+        raise RuntimeError(f"train.{name} is not known before the model is: read it from the config of a job")
+    return value
 
 
 class Section(BaseModel):
@@ -316,12 +310,12 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """Options of training. All others are passed through `trainer`."""
 
-    epochs: float = Field(3.0, gt=0, le=1_000_000)
+    epochs: float | None = Field(None, gt=0, le=1_000_000, description="default: by model and number of rows")
     max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps")
     batch_size: int = Field(8, gt=0, le=1_000_000, description="rows per micro-batch")
     accumulation: int = Field(1, gt=0, le=1_000_000, description="micro-batches per optimizer step")
-    learning_rate: float = Field(
-        LEARNING_RATES["full"], gt=0, le=1_000_000_000, description="default: LEARNING_RATES, by method"
+    learning_rate: float | None = Field(
+        None, gt=0, le=1_000_000_000, description="default: by method, family and size of the model"
     )
     scheduler: Literal["linear", "cosine", "constant"] = Field("cosine", description="schedule after warm-up")
     warmup: float = Field(0.06, ge=0, description="below 1: fraction of the steps; otherwise: number of steps")
@@ -337,10 +331,20 @@ class TrainConfig(Section):
         1, gt=0, le=MOST_SEEDS, description="trainings with train.seed and the seeds after it; their mean is judged"
     )
 
+    @property
+    def rate(self) -> float:
+        """The learning rate, in the config of a job, where a default is replaced by its value."""
+        return _known("learning_rate", self.learning_rate)
+
+    @property
+    def passes(self) -> float:
+        """The epochs, in the config of a job, where a default is replaced by its value."""
+        return _known("epochs", self.epochs)
+
     @field_validator("learning_rate")
     @classmethod
-    def _rate(cls, value: float) -> float:
-        if value < _MIN_RATE:
+    def _check_rate(cls, value: float | None) -> float | None:
+        if value is not None and value < _MIN_RATE:
             raise ValueError(f"found {value:g}, expected at least {_MIN_RATE:.3g}: a lower rate changes no weight")
         return value
 
@@ -549,19 +553,13 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, raw: Any) -> Any:
-        """Replace empty sections by their defaults, and set the method's default learning rate.
+        """Replace empty sections by their defaults.
 
         A section for which null has a meaning of its own is kept.
         """
         if not isinstance(raw, Mapping):
             return raw
         raw = {name: part for name, part in raw.items() if part is not None or name == "checkpoints"}
-        train = raw.get("train", {})
-        rate = LEARNING_RATES.get(str(raw.get("method", "full")), LEARNING_RATES["full"])
-        if isinstance(train, TrainConfig) and "learning_rate" not in train.model_fields_set:
-            return {**raw, "train": train.model_copy(update={"learning_rate": rate})}
-        if isinstance(train, Mapping) and "learning_rate" not in train:
-            return {**raw, "train": {**train, "learning_rate": rate}}
         return raw
 
     @model_validator(mode="after")

@@ -116,7 +116,7 @@ def find_learning_rate(
         model=config.model,
         rate=advised,
         reason=reason,
-        asked=config.train.learning_rate,
+        asked=config.train.rate,
         start=start,
         candidates=tuple(tried),
         sweep=tuple(SweptRate(rate=rate, loss=loss, smoothed=mean) for (rate, loss), mean in swept),

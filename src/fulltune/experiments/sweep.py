@@ -103,7 +103,7 @@ def sweep(
     bench = Bench(out, progress, (config, prepared))
     goal, rows = bench.judge(config)
     folder = job_folder(out, "sweep", config, {"over": sorted(over), "seed": seed, "prune": prune})
-    default = _default(config, space)
+    default = _default(prepared.config, space)
     first = [] if default is None else [default]
     tried = search(config, space, folder, bench, trials=trials, seed=seed, prune=prune, first=first)
     result = _summary(config, goal, dict(part.split("=", 1) for part in over), tried, default is not None, rows, folder)

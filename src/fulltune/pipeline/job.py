@@ -22,7 +22,7 @@ from fulltune.tasks import dataset
 from fulltune.tasks.base import Facts, Features, Task
 from fulltune.tasks.chat import reads_clock
 from fulltune.tasks.dataset import Data
-from fulltune.training import engine_check
+from fulltune.training import defaults, engine_check
 from fulltune.training.methods.base import Method
 from fulltune.training.option_check import check_options
 
@@ -35,7 +35,8 @@ class Inputs:
     """All of a job that needs no model: what can be checked within a second.
 
     Attributes:
-        config: The config; in a job, with the day that its chat template is given.
+        config: The config; in a job, with the day that its chat template is given, and with the learning rate and the
+            epochs that it leaves out.
         task: The task, fitted to the data.
         method: The method, which has not trained anything yet.
         data: All splits, as examples.
@@ -60,11 +61,13 @@ class Job(Inputs):
             collected before.
         features: Training sequences.
         curve: Sequences of the evaluation curve.
+        chosen: Sentences for the options that were chosen by model and rows, because the config leaves them out.
     """
 
     base: Bundle
     features: Sequence[Features]
     curve: Sequence[Features]
+    chosen: tuple[str, ...] = ()
 
     def check_audit(self, where: str = "") -> None:
         """Check that the audit reports no error.
@@ -81,6 +84,11 @@ class Job(Inputs):
     def left_out(self) -> frozenset[str]:
         """Ids of evaluation rows that do not count in the deciding scores, because they also occur in train."""
         return frozenset() if self.config.data.allow_leaks else frozenset(self.audit.leaked_ids)
+
+    @property
+    def kind(self) -> defaults.ModelKind:
+        """Family and size of the base."""
+        return defaults.ModelKind(self.base.family, self.base.model.num_parameters())
 
     def with_leaks(self, ids: Iterable[str]) -> Job:
         """Return the job with the ids of evaluation rows that also occur in train, as the folds report them."""
@@ -105,7 +113,16 @@ class Job(Inputs):
     def with_config(self, config: Config) -> Job:
         """Return the job with another config for the same rows and the same base: only the training differs."""
         config = with_chat_date(config, self.config.data.chat_date)
-        return replace(self, config=config, task=_task(config).with_facts(self.task.facts), method=_method(config))
+        task, method = _task(config).with_facts(self.task.facts), _method(config)
+        return replace(self, config=config, task=task, method=method)._with_defaults()
+
+    def _with_defaults(self) -> Job:
+        """Return the job with a learning rate and epochs, where the config leaves them out."""
+        count = len(self.features)
+        batches = self.micro_batches(self.features) if self.config.train.epochs is None else None
+        config = defaults.with_defaults(self.config, self.kind, count, batches)
+        chosen = defaults.reasons(self.config.train, config.train, self.kind, count)
+        return replace(self, config=config, chosen=chosen)
 
     def micro_batches(self, features: Sequence[Features]) -> int | None:
         """Count the micro-batches of an epoch; None if that is simply rows divided by ``train.batch_size``."""
@@ -164,7 +181,7 @@ def prepare_job(
     if checks_audit:
         audit.raise_if_broken()
     base = with_limits_of_rows(base, config, task, audit)
-    return Job(config, task, inputs.method, data, audit, Path(out), base, features, curve)
+    return Job(config, task, inputs.method, data, audit, Path(out), base, features, curve).with_config(config)
 
 
 def check_inputs(config: Config, out: str | Path) -> tuple[Inputs, ModelFiles]:

@@ -98,7 +98,7 @@ def run(
 
         planned = stages.checked_plan(job)
         folder.write_json("plan.json", planned)
-        for line in (*job.audit.reduced, *first_warnings(job.audit.warnings(), "in audit.json")):
+        for line in (*planned.chosen, *job.audit.reduced, *first_warnings(job.audit.warnings(), "in audit.json")):
             progress.note(line)
 
         with folder.append("predictions.jsonl") as sink:

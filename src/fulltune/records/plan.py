@@ -66,6 +66,7 @@ class Plan(Model):
         folds: ``data.folds``; None without cross-validation.
         detectable: The smallest effect that the evaluation rows can show; None if the metric is not known before the
             run.
+        chosen: Sentences for the options that were chosen by model and rows, because the config leaves them out.
         advice: Sentences of advice; none of them stops a run.
     """
 
@@ -99,6 +100,7 @@ class Plan(Model):
     is_measured: bool = True
     trainings: int = 1
     folds: int | None = None
+    chosen: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int | None:

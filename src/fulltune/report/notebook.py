@@ -119,7 +119,7 @@ def _plan(plan: Plan) -> list[Markup]:
     if plan.total_seconds:
         pairs["Time"] = display.duration(plan.total_seconds)
     pairs["Baselines"] = ", ".join(map(display.system_label, plan.baselines))
-    sentences = [*plan.too_long, *plan.warnings, *plan.advice]
+    sentences = [*plan.too_long, *plan.warnings, *plan.chosen, *plan.advice]
     return [_headline(f"Plan: {plan.task} on {plan.model}", plan.method), _pairs(pairs), _sentences(sentences)]
 
 

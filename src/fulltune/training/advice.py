@@ -58,7 +58,7 @@ def advice(config: Config, steps: int, parameters: int, *, is_encoder_decoder: b
     if not 4 <= batch <= 32:
         lines.append(f"The effective batch is {batch} rows; 4 to 32 is usual.")
     usual = usual_rates(parameters, is_encoder_decoder=is_encoder_decoder, method=config.method)
-    lines += _advice_on_rate(train.learning_rate, usual, parameters, config.method)
+    lines += _advice_on_rate(train.rate, usual, parameters, config.method)
     if warmup >= steps:
         lines.append(f"Warm-up takes {warmup} of {steps} steps: the learning rate never reaches train.learning_rate.")
     elif not 0.01 * steps <= warmup <= max(1, 0.2 * steps):

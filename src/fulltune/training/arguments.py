@@ -144,7 +144,7 @@ def steps_per_epoch(train: TrainConfig, rows: int, batches: int | None = None) -
 
 def total_steps(train: TrainConfig, rows: int, batches: int | None = None) -> int:
     """Return the number of optimizer steps of the training; the arguments are those of :func:`steps_per_epoch`."""
-    return train.max_steps or math.ceil(train.epochs * steps_per_epoch(train, rows, batches))
+    return train.max_steps or math.ceil(train.passes * steps_per_epoch(train, rows, batches))
 
 
 def warmup_steps(train: TrainConfig, steps: int) -> int:
@@ -164,13 +164,13 @@ def _from_config(config: Config, output_dir: Path, rows: int, batches: int | Non
     train = config.train
     return {
         "output_dir": str(output_dir),
-        "num_train_epochs": train.epochs,
+        "num_train_epochs": 1.0 if train.max_steps else train.passes,  # without meaning beside max_steps
         "max_steps": train.max_steps or -1,
         "per_device_train_batch_size": train.batch_size,
         "per_device_eval_batch_size": config.evaluation.batch_size,
         "gradient_accumulation_steps": train.accumulation,
         "optim": NAMES.get(train.optimizer, train.optimizer),
-        "learning_rate": train.learning_rate,
+        "learning_rate": train.rate,
         "lr_scheduler_type": _SCHEDULERS[train.scheduler],
         "warmup_steps": train.warmup,
         "weight_decay": train.weight_decay,

@@ -19,6 +19,7 @@ from fulltune.config import Config, SpeedConfig, TrainConfig
 from fulltune.errors import ConfigError, Problem
 from fulltune.runtime import distributed
 from fulltune.training.arguments import FIRST_CLASS, REFUSALS, training_arguments
+from fulltune.training.defaults import ModelKind, with_defaults
 
 #: Options that are not tested: they compile, use other devices or processes, or open network connections.
 _NOT_TRIED = frozenset({"torch_compile", "torch_compile_backend", "torch_compile_mode", "deepspeed", "fsdp"})
@@ -36,6 +37,7 @@ def check_options(config: Config) -> None:
     """
     if not _is_special(config):  # the other fields are valid by their types; transformers need not be imported
         return
+    config = with_defaults(config, ModelKind("encoder", parameters=0), sequences=1)  # valid whatever the model is
     problems = list[Problem]()
     try:
         training_arguments(config, Path("unused"), rows=1)

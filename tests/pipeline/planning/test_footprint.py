@@ -77,7 +77,7 @@ def job(**train: Any) -> Config:
         "model": "m",
         "task": "t",
         "data": {"train": "x"},
-        "train": train,
+        "train": {"epochs": 3, "learning_rate": 3e-5} | train,
         "speed": {"kernels": "off", "unpad": "off"},
     }
     return load_config(raw)

@@ -19,8 +19,12 @@ from fulltune.training.arguments import evaluation_steps
 GIB = 2**30
 
 
+#: What is chosen for a large encoder.
+USUAL = {"epochs": 3, "learning_rate": 3e-5}
+
+
 def config(few_shot: int = 4, **train: Any) -> Config:
-    raw = {"model": "m", "task": "classification", "data": {"train": "t.jsonl"}, "train": train}
+    raw = {"model": "m", "task": "classification", "data": {"train": "t.jsonl"}, "train": USUAL | train}
     return load_config({**raw, "baselines": {"few_shot": few_shot}})
 
 

@@ -172,12 +172,12 @@ def test_operations_are_six_per_weight_and_token_and_those_of_attention_and_the_
         "tokenizer": None,
     }
     blocks = 1_000
-    model = StoredModel(parameters=blocks + 100 * 8, is_encoder_decoder=False, **sizes)
+    model = StoredModel(parameters=blocks + 100 * 8, family="decoder", **sizes)
     text, target = Features([1] * 10, 0, "a"), Features([1] * 10, [1] * 4, "a")
     attention = 12 * 8 * 2 * 10**2
     assert rough_time.operations(text, model, lm=False) == 6 * blocks * 10 + attention
     assert rough_time.operations(target, model, lm=True) == 6 * (blocks * 10 + 100 * 8 * 4) + attention
-    both = replace(model, is_encoder_decoder=True)
+    both = replace(model, family="encoder-decoder")
     crossed = 12 * 8 * 1 * (10**2 + 4**2 + 10 * 4)
     assert rough_time.operations(target, both, lm=True) == 6 * (blocks / 2 * 14 + 100 * 8 * 4) + crossed
 

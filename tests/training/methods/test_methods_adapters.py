@@ -17,7 +17,6 @@ from matrix import often
 from transformers import Trainer as PlainTrainer
 
 from fulltune import Config, ConfigError, ModelError
-from fulltune.config import LEARNING_RATES
 from fulltune.errors import MissingDependencyError
 from fulltune.models.adapters import nf4, soft_prompt
 from fulltune.models.bundle import Bundle
@@ -26,6 +25,7 @@ from fulltune.records.run import Parameters
 from fulltune.runtime import plugins
 from fulltune.tasks.base import Features
 from fulltune.training.advice import advice
+from fulltune.training.defaults import ModelKind, with_defaults
 from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.guards.overfitting import BestState
 from fulltune.training.methods.adapters import head_modules
@@ -134,7 +134,7 @@ def _is_part(method: str, key: str, heads: Sequence[str]) -> bool:
 
 def test_every_method_is_in_that_table() -> None:
     assert {name for name, _, _ in FITTING} == set(METHODS)
-    assert set(plugins.names("method")) == {"full", *METHODS} == set(LEARNING_RATES)
+    assert set(plugins.names("method")) == {"full", *METHODS}
 
 
 def test_a_frozen_tensor_that_changed_is_named() -> None:
@@ -480,11 +480,14 @@ def test_the_best_state_holds_the_trainable_parameters_and_is_restored(name: str
     assert fingerprints(bundle.model) == before
 
 
-@pytest.mark.parametrize("method", sorted(LEARNING_RATES))
-def test_the_default_rate_of_a_method_needs_no_advice(method: str) -> None:
-    chosen = Config(model="m", task="causal-lm", method=method, data={"train": "x"})
-    assert chosen.train.learning_rate == LEARNING_RATES[method]
-    assert [line for line in advice(chosen, 1000, 10**9) if "learning_rate" in line] == []
+@pytest.mark.parametrize("method", sorted({"full", *METHODS}))
+@pytest.mark.parametrize("parameters", [5_000_000, 22_000_000, 10**9])
+@pytest.mark.parametrize("family", ["encoder", "decoder", "encoder-decoder"])
+def test_the_default_rate_of_a_method_needs_no_advice(method: str, parameters: int, family: str) -> None:
+    asked = Config(model="m", task="causal-lm", method=method, data={"train": "x"})
+    chosen = with_defaults(asked, ModelKind(family, parameters), sequences=1000)
+    given = advice(chosen, 1000, parameters, is_encoder_decoder=family == "encoder-decoder")
+    assert [line for line in given if "learning_rate" in line] == []
     far = Config(model="m", task="causal-lm", method=method, data={"train": "x"}, train={"learning_rate": 5.0})
     assert len([line for line in advice(far, 1000, 10**9) if "learning_rate" in line]) == 1
 

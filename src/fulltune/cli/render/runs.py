@@ -303,6 +303,7 @@ def plan(plan: Plan) -> RenderableType:
     lines = [
         *(f"Length: {line}" for line in plan.too_long),
         *first_warnings(plan.warnings, "(--json shows all)"),
+        *(f"Default: {line}" for line in plan.chosen),
         *(f"Advice: {line}" for line in plan.advice),
         *_shared(plan),
     ]

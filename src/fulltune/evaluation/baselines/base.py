@@ -69,7 +69,7 @@ def allowed_rows(settings: BaselineConfig, train: TrainConfig, sequences: int, s
         sequences: Training sequences per epoch.
         scored: Evaluation rows.
     """
-    trained = train.epochs * sequences
+    trained = train.passes * sequences
     if train.max_steps is not None:
         trained = min(trained, train.max_steps * train.batch_size * train.accumulation)
     return max(FEWEST_ROWS, int(settings.time * (3 * trained + scored)))

@@ -20,7 +20,6 @@ from statistics import mean
 from typing import Any
 
 from fulltune.config import (
-    LEARNING_RATES,
     Config,
     ConfigSource,
     load_config,
@@ -103,28 +102,39 @@ def compare_methods(
     with locked(folder):
         scheduler = _Scheduler(config, folder, Path(out), quiet, prune, runner, progress)
         prepared = scheduler.prepare(methods)
+        scheduler = scheduler.with_train(epochs=prepared.epochs)  # the same for every method
         if tokens:
             steps = max(1, round(tokens / prepared.tokens_per_step))
-            scheduler, prepared = scheduler.for_steps(steps), prepared.model_copy(update={"steps": steps})
+            scheduler = scheduler.with_train(max_steps=steps)
+            prepared = prepared.model_copy(update={"steps": steps})
         numbers = [config.train.seed + index for index in range(seeds)]
-        results = [scheduler.method(name, grid(config, name, rates), numbers, prepared) for name in methods]
+        results = [
+            scheduler.method(name, grid(config, name, rates, prepared.usual_rates), numbers, prepared)
+            for name in methods
+        ]
         result = _summary(config, prepared, results, numbers, folder, Path(out))
         atomic_text(folder / "methods.json", result.to_json())
         atomic_text(folder / "methods.html", render(result))
     return result
 
 
-def grid(config: Config, method: str, rates: int) -> tuple[float, ...]:
+def grid(config: Config, method: str, rates: int, usual: Mapping[str, float]) -> tuple[float, ...]:
     """Return the rates to try: ``rates`` of them, half a decade apart, around the usual rate of the method.
 
     The config's own rate is the middle for its own method. Between full, LoRA and QLoRA its ratio to the usual rate
     carries over (a small model learns at higher rates by each of them).
+
+    Args:
+        config: The config.
+        method: The method.
+        rates: Number of rates.
+        usual: The usual rate of each method for the model.
     """
-    middle = LEARNING_RATES.get(method, config.train.learning_rate)
-    if method == config.method:
-        middle = config.train.learning_rate
-    elif method in _ON_WEIGHTS and config.method in _ON_WEIGHTS:
-        middle *= config.train.learning_rate / LEARNING_RATES[config.method]
+    middle, asked = usual[method], config.train.learning_rate
+    if asked is not None and method == config.method:
+        middle = asked
+    elif asked is not None and method in _ON_WEIGHTS and config.method in _ON_WEIGHTS:
+        middle *= asked / usual[config.method]
     return tuple(float(f"{middle * SPACING ** (index - (rates - 1) / 2):.3g}") for index in range(rates))
 
 
@@ -174,8 +184,9 @@ class _Scheduler:
     runner: Runner
     progress: Progress
 
-    def for_steps(self, steps: int) -> _Scheduler:
-        train = self.config.train.model_copy(update={"max_steps": steps})
+    def with_train(self, **options: Any) -> _Scheduler:
+        """Return the scheduler with other options of training."""
+        train = self.config.train.model_copy(update=options)
         config = self.config.model_copy(update={"train": train})
         return replace(self, config=config)
 

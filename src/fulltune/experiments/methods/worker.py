@@ -76,6 +76,8 @@ class Answer(Model):
     refused: Refusal | None = None
     steps: int = 0
     tokens_per_step: float = 0.0
+    epochs: float | None = None
+    usual_rates: dict[str, float] = Field(default_factory=dict)
     rows: dict[str, int] = Field(default_factory=dict)
     objective: str = ""
     higher_is_better: bool = False
@@ -143,6 +145,7 @@ def _prepare(spec: JobSpec, progress: Progress) -> Answer:
     from fulltune.evaluation.evaluate import score_baselines
     from fulltune.experiments.trials import objective
     from fulltune.pipeline.planning.measured_plan import make_plan
+    from fulltune.training.defaults import learning_rate
 
     plan = make_plan(job)
     given = gather(job.config, job.task, job.data, job.base, len(job.features))
@@ -158,6 +161,8 @@ def _prepare(spec: JobSpec, progress: Progress) -> Answer:
     return Answer(
         steps=plan.total_steps,
         tokens_per_step=plan.tokens / plan.steps_per_epoch,
+        epochs=job.config.train.epochs,
+        usual_rates={name: learning_rate(job.kind, name) for name in {*spec.methods, config.method}},
         rows=plan.rows,
         objective=goal.name,
         higher_is_better=goal.direction == "higher",

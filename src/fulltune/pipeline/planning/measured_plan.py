@@ -388,6 +388,7 @@ def make_plan(job: Job, unscored: int = 0) -> Plan:
         machine_memory=machine.memory_bytes(),
         baselines=chosen(job.task, config.baselines),
         metric=job.task.metrics[0],
+        chosen=job.chosen,
         more_advice=job.task.advice(data.train.examples, mean, partial(_count, job.base)),
     )
     with pinned_kernels(config.speed.kernels) as choices:

@@ -124,6 +124,7 @@ def build_plan(
     machine_memory: int | None,
     baselines: Sequence[str] = ("zero_shot", "few_shot"),
     metric: Metric | None = None,
+    chosen: Sequence[str] = (),
     more_advice: Sequence[str] = (),
 ) -> Plan:
     """Return a plan from counts.
@@ -136,6 +137,7 @@ def build_plan(
         machine_memory: Bytes that this process may use; None if unknown.
         baselines: Systems that are scored without training.
         metric: The deciding metric, if it is known.
+        chosen: Sentences for options that were chosen because the config leaves them out.
         more_advice: Advice of the task.
 
     Raises:
@@ -167,6 +169,7 @@ def build_plan(
         evaluations=evaluation_steps(total, config.train.evaluations),
         trainings=config.data.folds + 1 if config.data.is_crossed and config.data.folds else config.train.seeds,
         folds=config.data.folds if config.data.is_crossed else None,
+        chosen=tuple(chosen),
         detectable=_detectable(config.evaluation, metric, counts.deciding, counts.groups),
         advice=(
             *advice(config, total, parameters, is_encoder_decoder=model.is_encoder_decoder),

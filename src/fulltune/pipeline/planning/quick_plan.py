@@ -21,6 +21,7 @@ from fulltune.records.plan import Plan
 from fulltune.runtime import machine
 from fulltune.tasks.base import Example, Features, Task
 from fulltune.tasks.causal_lm import windows
+from fulltune.training import defaults
 from fulltune.training.guards.choosing_metric import choosing_metric
 from fulltune.training.regularization.costs import replayed
 
@@ -57,18 +58,22 @@ def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
     mean = sum(len(item.input_ids) for item in features) / max(1, len(features))
     total = round(mean * sequences)
     left_out = frozenset() if config.data.allow_leaks else frozenset(inputs.audit.leaked_ids)
+    batches = None if config.speed.batch_tokens is None else max(1, -(-total // config.speed.batch_tokens))
+    kind = defaults.ModelKind(model.family if task.head == "classification" else _writer(model), model.parameters)
+    config = defaults.with_defaults(config, kind, own, batches)
     plan = build_plan(
         config,
         RowCounts.of(data, left_out, unscored_rows(inputs.audit.findings)),
         SequenceCounts(
             sequences=sequences,
             tokens=total,
-            batches=None if config.speed.batch_tokens is None else max(1, -(-total // config.speed.batch_tokens)),
+            batches=batches,
         ),
         ModelSize(model.parameters, model.is_encoder_decoder),
         machine_memory=machine.memory_bytes(),
         baselines=tuple(name for name in task.baselines if name not in config.baselines.skip),
         metric=task.metrics[0],
+        chosen=defaults.reasons(inputs.config.train, config.train, kind, own),
         more_advice=task.advice(train, mean, lambda text: len(model.ids([text], special=False)[0])),
     )
     splits = {"train": train, "eval": evaluation}
@@ -93,6 +98,11 @@ def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
             "data": data_summary(audit, plan.rows, max_length=settings.max_length, count_leaks=settings.allow_leaks),
         }
     )
+
+
+def _writer(model: StoredModel) -> str:
+    """Return the family of a model that writes text."""
+    return "encoder-decoder" if model.is_encoder_decoder else "decoder"
 
 
 def encoder(task: Task, settings: DataConfig, model: StoredModel) -> Callable[[Example], list[Features]]:

