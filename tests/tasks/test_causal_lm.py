@@ -14,7 +14,7 @@ from fulltune.config import Config
 from fulltune.evaluation.evaluate import evaluate
 from fulltune.models.bundle import Bundle
 from fulltune.tasks.base import Example
-from fulltune.tasks.causal_lm import CausalLM, window_count, windows
+from fulltune.tasks.causal_lm import CausalLM, window_count, windows, written_bytes
 
 TALES = [
     "Once there was a fox.",
@@ -73,9 +73,9 @@ def test_bits_per_byte_and_perplexity_equal_an_unbatched_loop(kind: str) -> None
         nll += float(torch.nn.functional.cross_entropy(logits.double(), torch.tensor(ids[1:]), reduction="sum"))
         tokens += len(ids) - 1
     scores = evaluation.scores(task.config.evaluation)
-    # GPT-2's tokenizer adds no start token: the first token of a text is not predicted, and its character not counted.
+    # GPT-2's tokenizer adds no start token: the first token of a text (a byte) is not predicted, and not counted.
     given = 1 if kind == "gpt2" else 0
-    size = sum(len(text[given:].encode()) for text in TALES)
+    size = sum(len(text.encode()) - given for text in TALES)
     assert scores["bits_per_byte"].value == pytest.approx(nll / math.log(2) / size, rel=1e-5)
     assert scores["perplexity"].value == pytest.approx(math.exp(nll / tokens), rel=1e-4)
     assert scores["bits_per_byte"].n == len(TALES)
@@ -90,11 +90,21 @@ def test_shots_precede_the_text_and_are_not_scored() -> None:
     assert shown.values["nll"] != plain.values["nll"]
 
 
-def test_bytes_of_the_first_character_are_not_scored_where_its_token_is_not() -> None:
+@pytest.mark.parametrize("text", ["Жил старик", "🙂 was the answer", "a fox", " space first", "日本"])
+def test_bytes_are_scored_if_a_token_predicts_them_also_in_the_middle_of_a_character(text: str) -> None:
     bundle, task = fakes.bundle("gpt2"), make(max_length=64)
-    [russian] = task.predictor(bundle, "zero_shot")(examples(["Жил старик"]))
-    assert russian.values["tokens"] == len("Жил старик".encode()) - 1
-    assert russian.values["bytes"] == len("ил старик".encode())
+    [scored] = task.predictor(bundle, "zero_shot")(examples([text]))
+    assert scored.values["tokens"] == scored.values["bytes"] == len(text.encode()) - 1
+    assert task.scored_bytes(examples([text])[0], bundle) == (text.encode()[:1], text.encode()[1:])
+
+
+@pytest.mark.parametrize(("token", "size"), [("<0xE2>", 1), ("ðŁ", 2), ("ĠðŁ", 2), ("æĹ¥", 3)])
+def test_bytes_of_a_token_with_a_part_of_a_character(token: str, size: int) -> None:
+    assert written_bytes(token, "🙂") == size
+
+
+def test_a_text_of_one_token_has_nothing_to_score() -> None:
+    bundle, task = fakes.bundle("gpt2"), make(max_length=64)
     [one] = task.predictor(bundle, "zero_shot")(examples(["a"]))
     assert (one.values["tokens"], one.values["bytes"]) == (0, 0)
 

@@ -57,7 +57,7 @@ class CausalLM(Generating):
 
     name = "causal-lm"
     usual_length = 1024
-    version = 3
+    version = 4
     families = ("decoder",)
     inputs = ("text", "prompt", "messages")
     baselines = ("ngram", "zero_shot", "few_shot")
@@ -376,4 +376,18 @@ def _first_token_bytes(bundle: Bundle, text: str) -> int:
     tokenizer: Any = bundle.tokenizer
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     places = encoded.offset_mapping
-    return len(text[: places[0][1]].encode()) if places else 0
+    if not places:
+        return 0
+    size = len(text[: places[0][1]].encode())
+    if len(places) < 2 or places[1][0] >= places[0][1]:
+        return size
+    # The next token has the rest of the same character: the first one is written as its bytes.
+    return min(size, written_bytes(tokenizer.convert_ids_to_tokens(encoded.input_ids[0]), text))
+
+
+def written_bytes(token: str, text: str) -> int:
+    """Return the number of bytes of a token with a part of a character: ``<0xE2>``, or a letter for each byte."""
+    if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
+        return 1
+    added = token.startswith("Ġ") and not text.startswith(" ")  # the tokenizer puts a space before a text
+    return len(token) - added
