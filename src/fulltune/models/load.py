@@ -146,7 +146,8 @@ def _load_adapter(
     with files.errors_of(source.name, source.folder):
         tuned = origin.apply(base, source.folder, with_head=has_head)
     stored_head = heads.StoredHead(origin.labels, origin.multi_label) if origin.labels else None
-    info = base.info.model_copy(update={"source": source.name, "sha256": source.sha256()})
+    facts = (*base.info.reconciled, *filter(None, [origin.unused_head(source.folder)]))
+    info = base.info.model_copy(update={"source": source.name, "sha256": source.sha256(), "reconciled": facts})
     return replace(tuned, info=info, stored_head=stored_head)
 
 

@@ -223,6 +223,27 @@ def test_lora_trains_like_peft_with_a_plain_trainer(tmp_path: Path) -> None:
     np.testing.assert_allclose([step.loss for step in result.steps], losses, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("targets", [["query"], ["bert.encoder.layer.0.attention.self.query"], r".*\.query"])
+def test_an_adapter_of_peft_fits_its_base_with_any_head(targets: Any, tmp_path: Path) -> None:
+    """A checkpoint with a classification head is loaded without it, as a body whose layers have shorter names."""
+    base = fakes.save("bert", tmp_path / "base", "classification")
+    classifier = load(str(base), "classification")
+    config = peft.LoraConfig(r=2, target_modules=targets, task_type="SEQ_CLS", init_lora_weights=False)
+    wrapped = peft.get_peft_model(classifier.model, config)
+    wrapped.peft_config["default"].base_model_name_or_path = str(base)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    row = classifier.tokenizer("the fox met a king", return_tensors="pt")
+    with torch.no_grad():
+        states = wrapped.merge_and_unload().bert(**row).last_hidden_state
+    for head in ("lm", "classification"):
+        bundle = load(str(tmp_path / "adapter"), head, labels=["a", "b"] if head == "classification" else ())
+        body = bundle.model if head == "lm" else bundle.model.bert
+        with torch.no_grad():
+            torch.testing.assert_close(body(**row).last_hidden_state, states, rtol=1e-5, atol=1e-5)
+        assert "its classes have no names" in bundle.info.reconciled[-1]
+
+
 def test_lora_targets_are_names_or_all_linear() -> None:
     bundle = fakes.bundle("llama")
     every = targets(bundle, "all-linear")

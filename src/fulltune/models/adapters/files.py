@@ -114,6 +114,13 @@ class Origin(Model):
                 field="model",
             )
 
+    def unused_head(self, folder: Path) -> str:
+        """Return a sentence if the adapter has a classification head whose classes have no names; empty otherwise."""
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if self.labels or config.get("task_type") != "SEQ_CLS":
+            return ""
+        return "the classification head of the adapter is not used: its classes have no names"
+
     def apply(self, base: Bundle, folder: Path, *, with_head: bool) -> Bundle:
         """Apply the adapter to its base in place, merged if possible.
 

@@ -122,6 +122,7 @@ def apply(model: PreTrainedModel, folder: Path, tensors: Mapping[str, Tensor], *
     if not with_head:
         config.modules_to_save = None
         tensors = {name: value for name, value in tensors.items() if "lora_" in name}
+    tensors = _renamed(model, config, tensors)
     tuner = _injected(model, config)
     unexpected = peft().set_peft_model_state_dict(model, dict(tensors)).unexpected_keys
     if unexpected:
@@ -132,6 +133,29 @@ def apply(model: PreTrainedModel, folder: Path, tensors: Mapping[str, Tensor], *
         )
     merge(tuner)
     model.requires_grad_(True)
+
+
+def _renamed(model: PreTrainedModel, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by their names in this model, which may be the body alone, or have another head.
+
+    A head puts the name of the body before its layers (``bert.``). Targets in the config lose it as well: PEFT
+    compares the ends of names.
+    """
+    prefix = f"{model.base_model_prefix}."
+    layers = {name for name, _ in model.named_modules()}
+
+    def own(name: str) -> str:
+        layer = name.partition(".lora_")[0]
+        if layer == name or layer in layers:
+            return name
+        if layer.removeprefix(prefix) in layers:
+            return name.removeprefix(prefix)
+        return prefix + name if prefix + layer in layers else name
+
+    named = {own(name): value for name, value in tensors.items()}
+    if named.keys() != tensors.keys() and not isinstance(config.target_modules, str):
+        config.target_modules = {target.removeprefix(prefix) for target in config.target_modules or ()}
+    return named
 
 
 @contextmanager
