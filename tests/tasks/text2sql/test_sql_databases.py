@@ -324,3 +324,22 @@ def test_table_valued_functions_and_other_modules_stay_refused(tmp_path: Path) -
         assert result.rows == ()
         assert result.error is not None
     assert execute(path, "SELECT * FROM doc").error is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "CREATE VIRTUAL TABLE words USING fts5vocab(doc, row)",
+        "CREATE VIEW words AS SELECT name FROM dbstat",
+        "CREATE VIEW words AS SELECT load_extension(a) FROM doc",
+    ],
+)
+def test_what_queries_may_not_read_is_not_in_the_schema(tmp_path: Path, more: str) -> None:
+    path = make(
+        tmp_path / "v.sqlite", f"CREATE VIRTUAL TABLE doc USING fts5(a); {more}; CREATE VIEW w AS SELECT a FROM doc"
+    )
+    found = schema_of_file(path)
+    assert found.line == "doc(a) | w(a)"
+    [fault] = found.faults
+    kind = "view" if "VIEW" in more else "table"
+    assert fault == f"{kind} words: {execute(path, 'SELECT 1 FROM words').error}"

@@ -134,6 +134,13 @@ class _Open:
             self.connection.close()
             raise
 
+    def refusal(self, name: str) -> str:
+        """Return why queries may not read a table or view, or an empty string."""
+        self.guard.begin()
+        with suppress(sqlite3.Error, sqlite3.Warning):  # an error of SQLite is reported by the query
+            self.connection.execute(f"SELECT 1 FROM {_quoted(name)} LIMIT 0").close()
+        return self.guard.reason
+
 
 class Worker:
     """Worker that answers requests one at a time."""
@@ -179,7 +186,10 @@ class Worker:
         try:
             with closing(_opened(request["uri"])) as connection:
                 connection.set_progress_handler(_until(request), _STEPS)
-                return _serialise(connection, ("table", "view") if request["views"] else ("table",))
+                queried = _Open(request["uri"])
+                with closing(queried.connection):
+                    kinds = ("table", "view") if request["views"] else ("table",)
+                    return _serialise(connection, kinds, queried.refusal)
         except sqlite3.Error as error:
             return {"unreadable": str(error)}
 
@@ -350,8 +360,18 @@ def _objection_to_schema(action: int, first: str, second: str) -> str:
     return ""
 
 
-def _serialise(connection: sqlite3.Connection, kinds: Sequence[str] = ("table", "view")) -> Answer:
-    """Return one line for all readable tables and views, one of their names alone, and a sentence for each fault."""
+def _serialise(
+    connection: sqlite3.Connection,
+    kinds: Sequence[str] = ("table", "view"),
+    refusal: Callable[[str], str] = lambda name: "",
+) -> Answer:
+    """Return one line for all readable tables and views, one of their names alone, and a sentence for each fault.
+
+    Args:
+        connection: The database.
+        kinds: Kinds of what is described.
+        refusal: Function from a name to the reason why queries may not read it, if they may not.
+    """
     connection.text_factory = _name_text
     every = connection.execute("SELECT type, name FROM sqlite_master ORDER BY rowid").fetchall()
     hidden = _shadow_tables(connection)
@@ -361,7 +381,11 @@ def _serialise(connection: sqlite3.Connection, kinds: Sequence[str] = ("table", 
     faults = list[str]()
     for kind, name in named:
         try:
-            tables.append(_table(connection, name, faults))
+            described = _table(connection, name, faults)
+            if reason := refusal(name):
+                faults.append(f"{kind} {_shown(name)}: {reason}")
+            else:
+                tables.append(described)
         except sqlite3.Error as error:
             if str(error) == "interrupted":
                 return _stopped("time", "reading it takes too long")
