@@ -178,3 +178,32 @@ def test_details_hold_what_the_report_draws() -> None:
     assert details["labels"] == list(LABELS)
     assert sum(map(sum, details["confusion"]["matrix"])) == len(ROWS)
     assert [row["support"] for row in details["per_class"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts", "words"),
+    [
+        (
+            "gpt2",
+            {"unlisted_labels": 38, "cut_labels": 1},
+            [
+                "zero_shot: 38 labels have no room in the prompts: scored without being listed.",
+                "zero_shot: 1 label name is too long for the model: only the beginning is scored.",
+            ],
+        ),
+        (
+            "bert",
+            {"cut_labels": 1},
+            ["zero_shot: 1 label name is too long for the model: only the beginning is scored."],
+        ),
+    ],
+)
+def test_labels_that_do_not_fit_into_prompts_are_counted(kind: str, counts: dict[str, int], words: list[str]) -> None:
+    long = [f"topic {n:02}" for n in range(39)] + ["village " * 60]
+    rows = [Example(str(n), "the film", label) for n, label in enumerate(long)]
+    task = make(rows)
+    predictions = list(task.predictor(fakes.bundle(kind), "zero_shot")(rows[:2]))
+    uses = prompt_uses(predictions)
+    use = uses["zero_shot"].model_dump()
+    assert {name: use[name] for name in ("unlisted_labels", "cut_labels") if use[name]} == counts
+    assert [text for text in sentences(uses) if "label" in text] == words

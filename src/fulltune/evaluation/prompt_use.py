@@ -30,6 +30,8 @@ class PromptCounter:
         if "shots" in values:
             self._shots.setdefault(system, Counter())[int(values["shots"])] += 1
         counts["limited_rows"] += "limit" in values
+        for name in ("unlisted_labels", "cut_labels"):  # the same in all prompts of a system
+            counts[name] = max(counts[name], int(values.get(name, 0)))
 
     def uses(self) -> dict[str, PromptUse]:
         """Return the counts by system."""
@@ -70,6 +72,12 @@ def sentences(uses: Mapping[str, PromptUse], shots: int = 0) -> Iterator[str]:
                 f"{system}: {sum(fewer.values())} of {use.rows} prompts had no room for all {shots} shots in the "
                 f"model's window (prompts by number of shots: {listed})."
             )
+        if use.unlisted_labels:
+            noun = "label has" if use.unlisted_labels == 1 else "labels have"
+            yield f"{system}: {use.unlisted_labels:,} {noun} no room in the prompts: scored without being listed."
+        if use.cut_labels:
+            noun = "label name is" if use.cut_labels == 1 else "label names are"
+            yield f"{system}: {use.cut_labels:,} {noun} too long for the model: only the beginning is scored."
         if use.limited_rows:
             yield (
                 f"{system}: {use.limited_rows} of {use.rows} answers had fewer positions left than "

@@ -350,6 +350,8 @@ class PromptUse(Model):
         truncated_parts: Number of rows by the truncated part (``input``, ``schema``).
         shots: Number of rows by the number of shots in their prompt; empty if no shots were requested.
         limited_rows: Rows with fewer than ``evaluation.max_new_tokens`` positions left for the answer.
+        unlisted_labels, cut_labels: Labels that the prompts do not list, and labels whose names are cut before they are
+            scored, because the model's window has no room for them.
     """
 
     rows: int = 0
@@ -358,6 +360,8 @@ class PromptUse(Model):
     truncated_parts: dict[str, int] = Field(default_factory=dict)
     shots: dict[int, int] = Field(default_factory=dict)
     limited_rows: int = 0
+    unlisted_labels: int = 0
+    cut_labels: int = 0
 
 
 class FoldOutcome(Model):

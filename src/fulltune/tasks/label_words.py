@@ -14,7 +14,6 @@ apply (it compares the distances to the means of the shots with and without the 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -32,8 +31,6 @@ from fulltune.models.bundle import Bundle
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example
 from fulltune.tasks.prompts import Shot, Wording
-
-logger = logging.getLogger(__name__)
 
 #: Probabilities of the labels, and further values for the prediction.
 Answer = tuple[Array, dict[str, Any]]
@@ -81,7 +78,8 @@ class LabelScorer:
             return self.asked(examples, (), self.usual)
         has_mask = self.bundle.has_lm_head and self.bundle.tokenizer.mask_token_id is not None
         scores = self._by_cloze(examples) if has_mask else self._by_similarity(examples)
-        return ((self._best_only(softmax(row)), {}) for row in scores)
+        lost = self._cut([prompts.text_ids(self.bundle, label) for label in self.labels]) if has_mask else {}
+        return ((self._best_only(softmax(row)), lost) for row in scores)
 
     def few_shot(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Answer]:
         """Yield probabilities from the label names and labeled rows."""
@@ -102,9 +100,13 @@ class LabelScorer:
 
     def by_likelihood(self, examples: Sequence[Example], shots: Sequence[Example], asking: Asking) -> Iterator[Answer]:
         """Yield the mean log-likelihood per token of each label, ``(labels,)``, without the prior."""
-        wording = Wording(self._listed(), "Text", "Label", asking.chat, day=self.day)
+        listed = self._listed()
+        instruction = _instruction(listed) if listed else ""
+        wording = Wording(instruction, "Text", "Label", asking.chat, day=self.day)
         names = [prompts.answer_ids(self.bundle, label, wording) for label in self.labels]
-        answers = [(ids if asking.ends else self._without_end(ids))[: self._longest_label()] for ids in names]
+        names = [ids if asking.ends else self._without_end(ids) for ids in names]
+        answers = [ids[: self._longest_label()] for ids in names]
+        lost = self._cut(names) | _counted("unlisted_labels", len(self.labels) - len(listed))
         shots_room = self.bundle.window - (max(map(len, answers)) if self.bundle.family == "decoder" else 0)
         shown = [Shot(shot.input, shot.answer or "none") for shot in shots]
         room = min(self.window, shots_room)
@@ -115,19 +117,18 @@ class LabelScorer:
         results = inference.likelihoods(self.bundle, texts, max(self.batch_size, len(answers)))
         for prompt in prompts_later:
             row = list(islice(results, len(answers)))
-            yield np.array([-result.nll / result.tokens for result in row]), prompt.values(len(shots))
+            yield np.array([-result.nll / result.tokens for result in row]), prompt.values(len(shots)) | lost
 
-    def _listed(self) -> str:
-        """Return the instruction with all labels, or with as many as fit into a third of the window."""
+    def _listed(self) -> list[str]:
+        """Return all labels, or as many as the instruction has room for in a third of the window."""
         listed = list(self.labels)
         while listed and len(prompts.text_ids(self.bundle, _instruction(listed))) > self.window // prompts.ANSWER_PART:
             listed = listed[: len(listed) // 2]
-        if len(listed) < len(self.labels):
-            message = (
-                f"only {len(listed)} of {len(self.labels)} labels fit into the prompt of {self.bundle.info.source}"
-            )
-            logger.info("%s: the others are scored without being listed", message)
-        return _instruction(listed) if listed else ""
+        return listed
+
+    def _cut(self, names: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Return the number of label names that are cut before they are scored, given their tokens."""
+        return _counted("cut_labels", sum(len(ids) > self._longest_label() for ids in names))
 
     def _longest_label(self) -> int:
         """Return the maximum number of tokens of a label name that are scored."""
@@ -185,6 +186,11 @@ class LabelScorer:
     def _without_end(self, ids: list[int]) -> list[int]:
         ends = set(prompts.end_ids(self.bundle))
         return [token for token in ids if token not in ends] or ids
+
+
+def _counted(name: str, count: int) -> dict[str, Any]:
+    """Return a count to record with a prediction, unless it is 0."""
+    return {name: count} if count else {}
 
 
 def _instruction(labels: Sequence[str]) -> str:
