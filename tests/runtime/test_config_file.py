@@ -360,3 +360,15 @@ def test_the_same_problem_in_many_places_is_one_line() -> None:
     several = DataError([*problems, Problem("no rows", where="other.csv")])
     assert str(several) == f"97 problems:\n  - {one}\n  - other.csv: no rows."
     assert len(several.problems) == 97
+
+
+def test_a_broken_byte_is_reported_where_it_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(BASE)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["data.text=\udcff", "train.epocs=1"])
+    assert [problem.where for problem in caught.value.problems] == ["--set", "--set"]
+    assert "is not Unicode" in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        load_config(options={"data": {"text": "\udcff"}})
+    assert caught.value.problems[0].where == "keyword arguments"

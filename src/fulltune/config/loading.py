@@ -61,7 +61,7 @@ def load_config(
         except ConfigError as error:
             problems += error.problems
     try:
-        check_texts(merged, where)
+        check_texts(merged, where if raw or not options else _OPTIONS)
         config = Config.model_validate(merged)
     except ValidationError as error:
         problems += _joined(
@@ -70,6 +70,8 @@ def load_config(
                 for item in error.errors()
             ]
         )
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError([*problems, *_later_problems(merged, where)])
     folder = base or (Path(where).parent if where else None)
@@ -146,6 +148,7 @@ def _origin(keys: Sequence[str], where: str, overridden: Sequence[str], options:
 
 def _apply(raw: dict[str, Any], override: str) -> str:
     """Apply an override to the mapping, and return its key."""
+    check_texts(override, _OVERRIDES)
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(
