@@ -57,12 +57,13 @@ class Problem:
 
     def __str__(self) -> str:
         where = self.where if len(self.where) <= _LONGEST_NAME else f"{self.where[:100]} … {self.where[-100:]}"
-        place = ", ".join(part for part in (where, self.field and f"field {self.field!r}") if part)
+        place = ", ".join(part for part in (on_one_line(where), self.field and f"field {self.field!r}") if part)
         text = f"{place}: {self.found}" if place else self.found
         if self.expected:
             text += f"; expected {self.expected}"
         if self.fix:
             text += f". {capitalized(self.fix)}"
+        text = escape_controls(text)
         return text if text.endswith((".", "!", "?")) else text + "."
 
     def to_dict(self) -> dict[str, str]:
@@ -321,6 +322,27 @@ def shortened(value: object, length: int = 80) -> str:
         return f"a number of {value.bit_length():,} bits"
     text = repr(value)
     return text if len(text) <= length else f"{text[:length]} …"
+
+
+#: Control characters except tab and newline, marks that reorder or break lines, invisible tags, lone surrogates.
+UNSAFE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def escape_controls(text: str) -> str:
+    r"""Return the text with every character that could control a terminal replaced by an escape, e.g. ``\x1b``."""
+    return UNSAFE.sub(_escaped, text.replace("\r\n", "\n"))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def on_one_line(text: str) -> str:
+    """Return a name as messages write it: with escapes also in place of tabs and line breaks."""
+    return escape_controls(text.replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t"))
 
 
 #: A first word that may be capitalized: letters, and an apostrophe or a mark after it.

@@ -545,3 +545,21 @@ def test_columns_of_plug_ins_hold_numbers(kind: type, value: Any, expected: Any)
 @pytest.mark.parametrize("value", [None, "", "x", True, "nan", "inf", [1], 2.5, 10**400], ids=str)
 def test_what_is_no_whole_number_is_a_problem(value: Any) -> None:
     assert isinstance(clean_number(value, int), Problem)
+
+
+def test_control_characters_in_names_are_escaped_in_messages(tmp_path: Path) -> None:
+    file = tmp_path / "a\x1b[31m\nb.jsonl"
+    file.write_text('{"my\\ntext": "x", "la\\tbel\\u001b[31m": "y"}\n')
+    with pytest.raises(DataError) as caught:
+        load_table(str(file), [Column("text", str)], DataConfig(train=str(file)))
+    message = str(caught.value)
+    assert message.isprintable()
+    assert r"a\x1b[31m\nb.jsonl" in message
+    assert r"one of my\ntext, la\tbel\x1b[31m" in message
+
+
+def test_names_with_line_breaks_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text('"my\ntext","la\tbel"\na b,c\nd e,f\n')
+    table = load_table(str(file), [Column("text", str)], DataConfig(train=str(file), text="my\ntext"))
+    assert [row.fields["text"] for row in table] == ["a b", "d e"]

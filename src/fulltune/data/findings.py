@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
-from fulltune.errors import DataError, Problem, abridged
+from fulltune.errors import DataError, Problem, abridged, on_one_line
 from fulltune.records.run import AuditSummary, Model
 from fulltune.runtime.graphemes import clip
 
@@ -213,7 +213,8 @@ def quoted(labels: Iterable[str], spell: Callable[[str], str] = repr) -> str:
 
 
 def shorten(text: str, size: int = 60) -> str:
-    """Return the text, shortened to ``size`` characters with an ellipsis if it is longer."""
+    """Return the text on one line, shortened to ``size`` characters with an ellipsis if it is longer."""
+    text = on_one_line(text)
     return text if len(text) <= size else f"{clip(text, size - 1)}…"
 
 

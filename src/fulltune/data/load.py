@@ -463,7 +463,7 @@ def _check_columns(
         return
     missing = [reader for reader in readers if reader.column.required and reader.name not in names]
     if missing and doubt is not None:
-        columns = ", ".join(f"`{reader.name}`" for reader in missing)
+        columns = ", ".join(f"`{shorten(reader.name)}`" for reader in missing)
         raise DataError(replace(doubt, found=f"{doubt.found}, so there is no column {columns}"))
     if missing:
         used = {reader.name for reader in readers}

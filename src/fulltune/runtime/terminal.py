@@ -13,29 +13,17 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Column, Table
 
-#: Control characters except tab and newline, marks that reorder or break lines, invisible tags, lone surrogates.
-_UNSAFE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
-)
-
-
-def escape_controls(text: str) -> str:
-    r"""Return the text with every character that could control a terminal replaced by an escape, e.g. ``\x1b``."""
-    return _UNSAFE.sub(_escaped, text.replace("\r\n", "\n"))
+from fulltune.errors import UNSAFE
+from fulltune.errors import escape_controls as escape_controls
 
 
 def portable_json(text: str, encoding: str | None) -> str:
     """Return the same JSON value with JSON escapes for control characters and characters that the encoding lacks."""
     is_unicode = (encoding or "").lower().replace("-", "").startswith("utf")
-    return (_UNSAFE if is_unicode else _NOT_ASCII).sub(_json_escape, text)
+    return (UNSAFE if is_unicode else _NOT_ASCII).sub(_json_escape, text)
 
 
 _NOT_ASCII = re.compile(r"[^\t\n\x20-\x7e]")
-
-
-def _escaped(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _json_escape(match: re.Match[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile, holds
 from fulltune.data.folders import DOCUMENT_COLUMNS
-from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
+from fulltune.errors import ConfigError, DataError, Problem, did_you_mean, on_one_line
 from fulltune.runtime.config_file import as_value
 
 #: Columns and databases named in a message.
@@ -283,7 +283,7 @@ def _unread(column: Profile, role: str) -> str:
 
 def seen(columns: Sequence[Profile]) -> str:
     """Return what every column holds, one per line."""
-    lines = [f"  {one.name}: {holds(one)}" for one in columns[:_LISTED]]
+    lines = [f"  {on_one_line(one.name)}: {holds(one)}" for one in columns[:_LISTED]]
     return "\n".join(lines + ([f"  … and {len(columns) - _LISTED} more"] if len(columns) > _LISTED else []))
 
 
