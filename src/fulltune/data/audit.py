@@ -8,6 +8,7 @@ from typing import Any
 
 from fulltune.config import Config, DataConfig, TrainConfig
 from fulltune.data import tokens
+from fulltune.data.boilerplate import boilerplate_finding
 from fulltune.data.findings import Audit, ExampleLike, Finding, bad_rows, rows, some
 from fulltune.data.labels import kind_findings, label_findings
 from fulltune.data.load import Row, Table
@@ -79,6 +80,7 @@ def audit(
         *_assumed(tables),
         *_line_ends(tables),
         *_sizes(train_examples, eval_examples, config.train),
+        *_boilerplate(train, train_examples),
     ]
     findings += overlapping.findings
     if classes:
@@ -190,6 +192,15 @@ def _sizes(train: Sequence[ExampleLike], evaluation: Sequence[ExampleLike], sett
         if (split == "train" or examples) and len(examples) < _FEW:
             message = f"{rows(len(examples))} in {split}: {words}"
             yield Finding(kind=f"few_{split}_rows", level="info", message=message, split=split, count=len(examples))
+
+
+def _boilerplate(train: Table, examples: Sequence[ExampleLike]) -> Iterator[Finding]:
+    """Yield a finding about passages that many texts share; prompts and questions share their wording on purpose."""
+    if not train or not {"text", "source"}.intersection(train[0].fields):
+        return
+    learned = [(example.id, str(example.target)) for example in examples if not example.input]
+    read = [(example.id, example.input) for example in examples if example.input]
+    yield from boilerplate_finding(learned or read, learned=bool(learned))
 
 
 def _vocabulary(split: str, examples: Sequence[ExampleLike], tokenizer: Any, generated: bool) -> Iterator[Finding]:
