@@ -34,7 +34,7 @@ def config(**changes: Any) -> DataConfig:
 
 
 def load(path: Path | str, columns: tuple[Column, ...] = TEXT_LABEL, **options: Any) -> Table:
-    named = {key: options.pop(key) for key in ("limit", "split") if key in options}
+    named = {key: options.pop(key) for key in ("split",) if key in options}
     return load_table(str(path), columns, config(**options), **named)
 
 
@@ -471,7 +471,7 @@ def test_columns_that_may_be_empty_or_absent(tmp_path: Path) -> None:
     ]
 
 
-# Ids, groups, limits
+# Ids, groups
 
 
 def test_ids_come_from_the_column_and_must_differ(tmp_path: Path) -> None:
@@ -488,13 +488,6 @@ def test_ids_come_from_the_column_and_must_differ(tmp_path: Path) -> None:
 def test_the_group_column_is_read_when_it_is_named(tmp_path: Path) -> None:
     path = json_lines(tmp_path / "rows.jsonl", [{"text": "x", "company": 4}])
     assert fields(load(path, TEXT, group="company")) == [{"text": "x", "group": "4"}]
-
-
-def test_a_limit_counts_good_rows_and_stops_reading(tmp_path: Path) -> None:
-    lines = ['{"text": "1"}', "broken", '{"text": "2"}', '{"text": "3"}', "broken"]
-    table = load(write(tmp_path / "rows.jsonl", "\n".join(lines)), TEXT, limit=2)
-    assert [row.fields["text"] for row in table] == ["1", "2"]
-    assert len(table.problems) == 1
 
 
 def test_the_hash_is_of_the_content_alone(tmp_path: Path) -> None:

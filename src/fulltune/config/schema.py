@@ -152,7 +152,9 @@ class DataConfig(Section):
     columns: dict[str, str] = Field(
         default_factory=dict, description="columns that a task of a plug-in reads: role → column; default: the role"
     )
-    seed: int | None = Field(None, ge=0, description="seed of a split made by fulltune; default: train.seed")
+    seed: int | None = Field(
+        None, ge=0, description="seed of a split made by fulltune, by default train.seed, and of samples, by default 0"
+    )
 
     databases: str | None = Field(
         None,
@@ -179,8 +181,8 @@ class DataConfig(Section):
         None, description="today's date in chat templates that ask for it; default: the day of the run"
     )
 
-    limit: int | None = Field(None, gt=0, description="use the first N rows of train")
-    eval_limit: int | None = Field(None, gt=0, description="use the first N rows of eval")
+    limit: int | None = Field(None, gt=0, description="use a sample of N rows of train")
+    eval_limit: int | None = Field(None, gt=0, description="use a sample of N rows of eval, whole groups of data.group")
     max_length: int | None = Field(
         None,
         gt=7,

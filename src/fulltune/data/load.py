@@ -80,6 +80,7 @@ class Table(Sequence[Row]):
         label_kind: Type of the labels: ``"text"``, ``"a number"``, or ``""`` without labels.
         files: The formats of the files; those read in the same way are listed once, by the first of them.
         line_ends: Number of rows with a text whose line ends were replaced by LF.
+        drawn_from: Number of rows of which these are a sample (:mod:`fulltune.data.sample`), 0 if they are all.
         merged: Labels of several spellings that ``data.merge_labels`` merged: name → spelling → ids of its rows.
     """
 
@@ -89,6 +90,7 @@ class Table(Sequence[Row]):
     label_kind: str = ""
     files: tuple[FileFormat, ...] = ()
     line_ends: int = 0
+    drawn_from: int = 0
     merged: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -118,7 +120,14 @@ class Table(Sequence[Row]):
     @property
     def info(self) -> SplitInfo:
         skipped = len(self.bad_places)
-        return SplitInfo(source=self.source, rows=len(self), sha256=self.sha256, skipped=skipped, files=self.files)
+        return SplitInfo(
+            source=self.source,
+            rows=len(self),
+            drawn_from=self.drawn_from,
+            sha256=self.sha256,
+            skipped=skipped,
+            files=self.files,
+        )
 
     def complete(self, data: DataConfig | None = None) -> Table:
         """Return the table itself, after checking that all rows can be used, unless ``data`` says to skip others.
@@ -173,7 +182,6 @@ def load_table(
     columns: Sequence[Column],
     data: DataConfig,
     *,
-    limit: int | None = None,
     split: str = "train",
     may_be_empty: bool = False,
 ) -> Table:
@@ -183,7 +191,6 @@ def load_table(
         source: A file, folder or hub id, or several of them, as in the config.
         columns: Columns that the task reads.
         data: Maps each role to the name of its column.
-        limit: Maximum number of valid rows.
         split: ``train``, ``validation`` or ``test``, if the source has several and names none.
         may_be_empty: Return a table without rows if no row belongs to the split.
 
@@ -199,7 +206,7 @@ def load_table(
     options = _options(data)
     opened = open_source(source, split, [reader.name for reader in readers], options)
     loading = _Loading(readers, opened, split)
-    loading.read(limit)
+    loading.read()
     named = source_name(source)
     place = place_of(source, split)
     _check_columns(readers, loading.names, opened.doubt, place, lambda: columns_of(source, split, _DESCRIBED, options))
@@ -329,7 +336,7 @@ class _Loading:
         self._kinds: list[str] = []
         self._lists: list[tuple[str, list[Any]]] = []
 
-    def read(self, limit: int | None) -> None:
+    def read(self) -> None:
         for item in self._source:
             if isinstance(item, FileFormat):
                 self.files.append(item)
@@ -339,8 +346,6 @@ class _Loading:
                 self.names |= {name: _kind(value) for name, value in item[1].items() if self.names.get(name) is None}
                 if self._is_of_split(*item):
                     self._add(item[0], self._parsed(*item))
-            if len(self.rows) == limit:
-                return
 
     def _is_of_split(self, where: str, raw: Mapping[str, Any]) -> bool:
         """Return True if a row belongs to the split; a mark that means no split is a problem of train."""

@@ -157,6 +157,7 @@ class SplitInfo(Model):
     Attributes:
         source: Its source.
         rows: Its number of rows.
+        drawn_from: Number of rows of which these are a sample (`data.limit`, `data.eval_limit`); 0 if they are all.
         sha256: Hash of the canonical JSON of its rows.
         skipped: Number of rows that cannot be used and were left out (`data.bad_rows: skip`).
         files: The formats of its files; files that were read in the same way are listed once, by the first of them.
@@ -164,6 +165,7 @@ class SplitInfo(Model):
 
     source: str
     rows: int
+    drawn_from: int = 0
     sha256: str
     skipped: int = 0
     files: tuple[FileFormat, ...] = ()

@@ -111,7 +111,7 @@ def splits(record: Record) -> list[Split]:
         Split(
             name={"valid": "validation", "eval": "evaluation"}.get(name, name),
             source=split.source,
-            rows=f"{split.rows:,}",
+            rows=f"{split.rows:,}" + (f" of {split.drawn_from:,}" if split.drawn_from else ""),
             lengths=_lengths(summary, name),
             truncated=percentage(summary.truncation[name].fraction) if name in summary.truncation else "",
             sha256=split.sha256,

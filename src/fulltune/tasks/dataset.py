@@ -13,6 +13,7 @@ from fulltune.data import tokens
 from fulltune.data.audit import Audit, Finding, audit, token_findings
 from fulltune.data.load import Row, Table, available_columns, load_table
 from fulltune.data.merging import merged
+from fulltune.data.sample import sampled
 from fulltune.data.split import fold_tables, split_table
 from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
 from fulltune.models.token_ids import IGNORED, end_ids, most_new_tokens
@@ -84,7 +85,8 @@ def prepare(config: Config, task: Task) -> tuple[Task, Data]:
     settings = config.data
     columns = task.columns(available_columns(settings.train, data=settings))
     _check_roles(settings, columns, task.name)
-    train = _merged(settings, load_table(settings.train, columns, settings, limit=settings.limit, split="train"))
+    every = load_table(settings.train, columns, settings, split="train")
+    train = _merged(settings, _sampled(settings, every, "train"))
     marked = _marked(settings, columns, train)
     seed = config.train.seed if settings.seed is None else settings.seed
     if settings.folds is not None:
@@ -241,7 +243,7 @@ def _marked(data: DataConfig, columns: Sequence[Column], train: Table) -> dict[s
         return {}
     tables = {
         name: _merged(
-            data, load_table(data.train, columns, data, limit=_limit(data, name), split=split, may_be_empty=True), train
+            data, _sampled(data, load_table(data.train, columns, data, split=split, may_be_empty=True), name), train
         )
         for name, split in _SPLITS.items()
         if not isinstance(getattr(data, name), str | tuple)
@@ -259,8 +261,10 @@ def _marked(data: DataConfig, columns: Sequence[Column], train: Table) -> dict[s
     return marked
 
 
-def _limit(data: DataConfig, name: str) -> int | None:
-    return data.eval_limit if name == "eval" else None
+def _sampled(data: DataConfig, table: Table, name: str) -> Table:
+    """Return the rows of a split that the config allows, the same whatever ``train.seed`` is."""
+    limits = {"train": data.limit, "eval": data.eval_limit}
+    return sampled(table, limits.get(name), data.seed or 0)
 
 
 def _given_or_held_out(
@@ -276,9 +280,8 @@ def _given_or_held_out(
 
     Rows are held out by group, by default by clusters of near duplicates, stratified by label.
     """
-    limit = _limit(data, name)
     if isinstance(given, str | tuple):
-        return train, _merged(data, load_table(given, columns, data, limit=limit, split=_SPLITS[name]), train)
+        return train, _merged(data, _sampled(data, load_table(given, columns, data, split=_SPLITS[name]), name), train)
     if name in marked:
         return train, marked[name]
     assert given is not None
@@ -287,7 +290,7 @@ def _given_or_held_out(
     rest, held_out = split_table(
         train, given, groups=groups, stratify=_stratified(columns), seed=seed, name=name, spare=spare
     )
-    return rest, replace(held_out, rows=held_out.rows[:limit])
+    return rest, _sampled(data, held_out, name)
 
 
 def _folded(data: DataConfig, folds: int, seed: int, columns: Sequence[Column], train: Table) -> tuple[Table, Table]:

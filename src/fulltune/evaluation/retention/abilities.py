@@ -13,6 +13,7 @@ import numpy as np
 from fulltune.config import Config, DataConfig, DataSource, EvaluationConfig, ForgettingConfig
 from fulltune.data.load import Column, available_columns, load_table
 from fulltune.data.probe import BUILTIN
+from fulltune.data.sample import sampled
 from fulltune.errors import ConfigError
 from fulltune.evaluation.retention import features, likelihoods
 from fulltune.evaluation.retention.language import languages_of, unbudgeted, unread
@@ -194,14 +195,9 @@ def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle)
     if base.family not in task.families:
         raise _unsupported(name, f"a base of the {base.family} family", f"{' or '.join(task.families)} for {task.name}")
     source, split = _source(job.data)
-    table = load_table(
-        source,
-        task.columns(available_columns(source, split, job.data)),
-        job.data,
-        limit=job.data.eval_limit,
-        split=split,
-    )
-    table.complete(job.data)
+    columns = task.columns(available_columns(source, split, job.data))
+    table = load_table(source, columns, job.data, split=split).complete(job.data)
+    table = sampled(table, job.data.eval_limit, job.data.seed or 0)
     examples = [task.example(row) for row in table]
     task = task.fit(examples, examples)
     key = {"task": [task.name, task.version], "rows": table.sha256, "ids": [example.id for example in examples]}
@@ -231,8 +227,8 @@ def _minimal_pairs(name: str, job: Config, base: Bundle) -> Ability:
     good, bad = next((pair for pair in _PAIR_COLUMNS if set(pair) <= set(available)), _PAIR_COLUMNS[0])
     # The loader's roles "source" and "target" carry one text each.
     data = job.data.model_copy(update={"source": good, "target": bad})
-    table = load_table(source, (Column("source", str), Column("target", str)), data, limit=data.eval_limit, split=split)
-    table.complete(data)
+    table = load_table(source, (Column("source", str), Column("target", str)), data, split=split).complete(data)
+    table = sampled(table, data.eval_limit, data.seed or 0)
     rows = [(row.id, str(row.fields["source"]), str(row.fields["target"])) for row in table]
     digest = cache_key({"pairs": hashlib.sha256(repr(rows).encode()).hexdigest()})
     size = job.evaluation.batch_size

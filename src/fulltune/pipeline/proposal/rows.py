@@ -13,6 +13,7 @@ from fulltune.data.load import Column, Table, load_table
 from fulltune.data.merging import combined, label_places, merged
 from fulltune.data.overlap import Entry, Seen
 from fulltune.data.read import open_source
+from fulltune.data.sample import sampled
 from fulltune.data.spellings import similar_groups, variants
 from fulltune.data.split import input_text, split_table
 from fulltune.errors import DataError, Problem
@@ -161,7 +162,8 @@ def _leaks(train: Table, evaluation: Table) -> int:
     seen = Seen(has_answers=not {"label", "labels"} & fields.keys())
     for entry in _entries(train):
         seen.add(entry)
-    matches = [match for entry in _entries(evaluation)[: scored(len(evaluation))] if (match := seen.match(entry))]
+    decisive = sampled(evaluation, scored(len(evaluation)))
+    matches = [match for entry in _entries(decisive) if (match := seen.match(entry))]
     return sum(match.same_target and not match.differs_in_numbers for match in matches)
 
 

@@ -51,9 +51,9 @@ class Lengths:
 
 
 def count_tokens(texts: Sequence[str], base: BaseModel | None) -> list[int]:
-    """Return the number of tokens of (the first) texts: by the tokenizer of the model, or estimated by words."""
+    """Return the number of tokens of evenly spaced texts: by the tokenizer of the model, or estimated by words."""
     file = base.tokenizer_file if base else None
-    sample = list(texts[:SAMPLE])
+    sample = list(texts[:: -(-len(texts) // SAMPLE) or 1])
     if file is None:
         return [math.ceil(_TOKENS_PER_WORD * len(text.split())) for text in sample]
     from tokenizers import Tokenizer
