@@ -1,4 +1,4 @@
-"""The audit's warnings are shown before and after training; no file is mentioned that was not written."""
+"""The audit's warnings are shown before training, once; no file is mentioned that was not written."""
 
 from __future__ import annotations
 
@@ -56,10 +56,14 @@ def test_plan_shows_the_warnings(base: Path, tmp_path: Path) -> None:
     assert "\\x1b[31m" in found.output
 
 
-def test_run_shows_the_warnings_before_and_after_training(base: Path, tmp_path: Path) -> None:
-    found = call(tmp_path, base, "run", rows())
-    for stream in (found.stderr, found.stdout):
-        assert "Audit: 2 labels are spelled in several ways" in unwrapped(stream)
+@pytest.mark.parametrize("options", [(), ("--quiet",)], ids=str)
+def test_run_shows_the_warnings_once(base: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    found = call(tmp_path, base, "run", rows(), *options)
+    shown = unwrapped(found.stderr + found.stdout)
+    assert shown.count("Audit: 2 labels are spelled in several ways") == 1
+    [record] = tmp_path.glob("runs/*/record.json")
+    count = json.loads(record.read_text())["data"]["audit"]["warnings"]
+    assert (f"Audit: {count} warnings, listed above and in audit.json" in unwrapped(found.stdout)) == (not options)
     assert "\x1b" not in found.output
 
 

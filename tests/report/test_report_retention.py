@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import samples
+from page_reader import PageReader
 
 from fulltune.cli.render import runs as terminal
 from fulltune.records.run import Record, Retention, Score
@@ -62,7 +63,7 @@ def test_a_run_without_retention_has_no_section() -> None:
 def test_abilities_without_a_budget_are_not_said_to_be_within_it() -> None:
     free = found(0.3, "no budget", math.inf, "linear_cka").model_copy(update={"reason": "features may rotate"})
     [row] = retention.rows(record(representation=free))
-    assert (row.verdict, row.budget, row.css_class) == ("no budget", "features may rotate", "kept")
+    assert (row.verdict, row.budget, row.css_class) == ("only reported", "features may rotate", "kept")
     assert row.metric.startswith("Linear CKA")
 
 
@@ -90,7 +91,10 @@ def test_the_terminal_names_what_was_lost_or_the_largest_loss() -> None:
     assert lines(english=wide, free=found(0.2, "no budget", math.inf)) == [
         "Retention: loss of english +10.0% (−46.7% to +47.6%), Bits per byte 1 → 1.1: 40 rows cannot tell whether this "
         "is within the budget of 5.0%",
-        "Retention, without a budget: loss of free +20.0%",
+        "Retention, only reported: loss of free +20.0%",
+    ]
+    assert lines(free=found(0.66, "no budget", math.inf)) == [
+        "Retention: nothing had to be kept (guards.forgetting.keep); only reported: loss of free +66.0%"
     ]
     assert lines() == []
     assert terminal.record(record(), Path("runs/x")) is not None
@@ -106,4 +110,6 @@ def test_the_chart_marks_the_budget_of_each_ability_and_zero() -> None:
     assert chart.count('class="zero"') == 1
     assert ">40%<" in chart  # the axis reaches the budget, in percent
     assert "</svg> budget</span>" in page(record(english=found(0.01, "kept")))
-    assert "</svg> budget</span>" not in page(record(english=found(0.01, "no budget", budget=math.inf)))
+    free = page(record(english=found(0.66, "no budget", budget=math.inf)))
+    assert "</svg> budget</span>" not in free
+    assert "Nothing had to be kept: what is only reported blocks nothing" in PageReader(free).text

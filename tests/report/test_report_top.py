@@ -91,7 +91,7 @@ def test_an_accepted_run_without_a_budget_is_not_said_to_keep_one() -> None:
     free = RETAINED.model_copy(update={"budget": math.nan, "verdict": "no budget"})
 
     assert PageReader(page(retention={})).texts[2] == "better than every baseline"
-    assert "has no budget" in PageReader(page(retention={"general text (en)": free})).texts[2]
+    assert "nothing had to be kept" in PageReader(page(retention={"general text (en)": free})).texts[2]
 
 
 def test_the_next_step_comes_before_the_figures() -> None:

@@ -461,7 +461,8 @@ def _answer_record(common: Common, record: fulltune.Record, hint: str = "") -> N
     from fulltune.cli.render import registry, runs
 
     hints = [hint, registry.after_run(record.run_id, common.out)]
-    common.answer(record.to_json(), runs.record(record, common.out / record.run_id, "\n".join(filter(None, hints))))
+    shown = runs.record(record, common.out / record.run_id, "\n".join(filter(None, hints)), noted=not common.quiet)
+    common.answer(record.to_json(), shown)
 
 
 def _unexpected(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from fulltune.metrics.recommendation import lead as advised
-from fulltune.metrics.wording import metric_label
+from fulltune.metrics.wording import meaning, metric_label
 from fulltune.records.run import Prediction, Record, Step, best_baseline
 from fulltune.report import curves, dataset, details, retention, scores, tables, task, tiles
 from fulltune.report.display import moment, percentage, unsaid
@@ -58,6 +58,7 @@ def render(
         script_hash=_script_hash(),
         beaten=scores.beaten(record),
         table=scores.table(record, record.scores),
+        meaning=meaning(record.metric),
         other_table=scores.table(record, scores.beside(record)),
         forest=scores.forest(record),
         comparisons=scores.comparisons(record),

@@ -13,6 +13,9 @@ from fulltune.records.run import Record, Retention
 from fulltune.report import svg
 from fulltune.report.display import better, decimals, interval, number, percentage, signed_percentage
 
+#: Said of a run whose abilities have no budget.
+FREE = "nothing had to be kept (guards.forgetting.keep); only reported"
+
 SIGNS = {"kept": "=", "lost": "▼", "cannot tell": "?", "no budget": "·"}
 
 
@@ -73,8 +76,9 @@ def worst(retention: Mapping[str, Retention]) -> tuple[str, Retention] | None:
 
 
 def verdict_text(result: Retention) -> str:
-    """Return the verdict in words: ``kept``, ``lost``, ``cannot tell with 40 rows``, ``no budget``."""
-    return f"cannot tell with {result.base.n} rows" if result.verdict == "cannot tell" else result.verdict
+    """Return the verdict in words: ``kept``, ``lost``, ``cannot tell with 40 rows``, ``only reported``."""
+    words = {"cannot tell": f"cannot tell with {result.base.n} rows", "no budget": "only reported"}
+    return words.get(result.verdict, result.verdict)
 
 
 def _row(name: str, result: Retention) -> Row:

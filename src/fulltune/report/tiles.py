@@ -41,7 +41,7 @@ def meaning(record: Record) -> str:
         return "; ".join(_causes(record))
     if record.outcome != "accepted" or has_budget(record):
         return _OUTCOMES[record.outcome]
-    return "better than every baseline" + ("; what was forgotten has no budget" if record.retention else "")
+    return "better than every baseline" + ("; nothing had to be kept" if record.retention else "")
 
 
 def _causes(record: Record) -> list[str]:

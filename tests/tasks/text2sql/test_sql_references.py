@@ -26,6 +26,7 @@ from fulltune.store.cache import cache_key
 from fulltune.tasks import dataset
 from fulltune.tasks.base import Example
 from fulltune.tasks.text2sql import references
+from fulltune.tasks.text2sql.execution import Result
 from fulltune.tasks.text2sql.task import Text2SQL
 
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
@@ -239,6 +240,16 @@ def test_the_score_excludes_rows_whose_reference_fails(folder: Path) -> None:
     found = scores.scores(resamples=100)
     assert (found["execution_accuracy"].value, found["execution_accuracy"].n) == (0.5, 2)
     assert (found["executes"].value, found["executes"].n) == (1.0, 3)
+
+
+def test_all_kinds_of_errors_are_listed_with_their_rows() -> None:
+    errors = ["no such table: a"] * 25 + ["no such column: b", "incomplete input"]
+    failed = {f"q.csv:{n}": Result(error=error) for n, error in enumerate(errors)}
+    check = references.Check("train", 90, 90, failed, {})
+    first = ", ".join(f"q.csv:{n}" for n in range(20))
+    assert check.kinds_with_rows == (
+        f"no such table: a ({first} and 5 more), no such column: b (q.csv:25), incomplete input (q.csv:26)"
+    )
 
 
 def test_details_count_answers_that_hit_a_limit(folder: Path) -> None:

@@ -53,17 +53,26 @@ _PARTS = 3
 _NAME_WIDTH = 16
 
 
-def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
-    """Show a run: headline, systems by the deciding metric, warnings of the audit, the report's path, the advice."""
+def record(record: Record, folder: Path, hint: str = "", *, noted: bool = False) -> RenderableType:
+    """Show a run: headline, systems by the deciding metric, warnings of the audit, the report's path, the advice.
+
+    Args:
+        record: The run.
+        folder: Its folder.
+        hint: What else to do next.
+        noted: The warnings of the audit were printed before training, so that their number is enough.
+    """
     reasons = [Text(f"  {reason}") for reason in display.unsaid(record)]
     report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
     advice = [Text(f"Next: {record.recommendation.sentence}")] if record.recommendation else []
     ending = [report, *advice, *([Text(hint, overflow="fold")] if hint else [])]
     warned, informed = watched(record)
     reasoned = [*reasons, *warned]
-    facts = [*informed, *described(record), *audited(record), *spent(record)]
+    facts = [*informed, *described(record), *(counted(record) if noted else audited(record)), *spent(record)]
     kept = [*parted(record), *folded(record), *retained(record), *facts]
-    return Group(Text(record.headline, style="bold"), *reasoned, _table(tables.systems(record)), *kept, *ending)
+    meaning = wording.meaning(record.metric)
+    scored = [_table(tables.systems(record)), *([Text(meaning)] if meaning else [])]
+    return Group(Text(record.headline, style="bold"), *reasoned, *scored, *kept, *ending)
 
 
 def parted(record: Record) -> list[RenderableType]:
@@ -86,7 +95,7 @@ def folded(record: Record) -> list[Text]:
 
 
 def retained(record: Record) -> list[Text]:
-    """Return a line per ability that was lost, or one about the largest loss; then one about those without a budget."""
+    """Return a line per ability that was lost, or one about the largest loss; then one about those only reported."""
     lost = [name for name, ability in record.retention.items() if ability.verdict == "lost"]
     worst = retention.worst(record.retention)
     shown = lost or ([worst[0]] if worst else [])
@@ -94,7 +103,8 @@ def retained(record: Record) -> list[Text]:
     free = {name: ability for name, ability in record.retention.items() if ability.verdict == "no budget"}
     if free:
         changes = (f"{name} {display.signed_percentage(ability.change)}" for name, ability in free.items())
-        lines.append(Text(f"Retention, without a budget: loss of {', '.join(changes)}"))
+        rule = "Retention, only reported" if len(free) < len(record.retention) else f"Retention: {retention.FREE}"
+        lines.append(Text(f"{rule}: loss of {', '.join(changes)}"))
     return lines
 
 
@@ -144,6 +154,12 @@ def audited(record: Record) -> list[Text]:
     stated = {TRUNCATED: summary.truncation, LEAKED: summary.leaks}
     warnings = [line for line in warnings if not any(mark in line for mark, fact in stated.items() if fact)]
     return [Text(line) for line in first_warnings(warnings, "in audit.json")]
+
+
+def counted(record: Record) -> list[Text]:
+    """Return a line with the number of warnings of the audit, if there are any."""
+    count = record.data.audit.warnings
+    return [Text(f"Audit: {count} warning{'s' * (count != 1)}, listed above and in audit.json")] if count else []
 
 
 def watched(record: Record) -> tuple[list[Text], list[Text]]:

@@ -195,7 +195,7 @@ def outcome(retention: Retention) -> str:
         "kept": f"kept, within {budget}",
         "lost": f"lost, beyond {budget}",
         "cannot tell": f"{retention.base.n} rows cannot tell whether it is within {budget}",
-        "no budget": f"no budget ({retention.reason})" if retention.reason else "no budget",
+        "no budget": f"only reported ({retention.reason})" if retention.reason else "only reported",
     }[retention.verdict]
 
 

@@ -41,7 +41,8 @@ class Queries:
         listed = f"; {existing}" if existing and len(self.databases) > 1 else ""
         return [
             self._where(),
-            f"{failed:,} of {check.run:,} queries cannot be run: {check.kinds}{listed}. {self._effect}: {check.fix}",
+            f"{failed:,} of {check.run:,} queries cannot be run: {check.kinds_with_rows}{listed}. {self._effect}: "
+            + check.fix,
         ]
 
     @cached_property

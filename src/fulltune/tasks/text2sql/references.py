@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -26,6 +26,8 @@ STOPPED = 10
 TOLERATED = 0.25
 #: Maximum number of kinds of errors in a message, and of tables.
 _SHOWN, _TABLES = 3, 20
+#: The same in a list with the rows of each kind, and rows of one.
+_KINDS, _ROWS = 20, 20
 #: Functions of SQLite with another result at every call.
 _RANDOM = frozenset({"random", "randomblob"})
 #: SQLite's message for a missing table.
@@ -79,6 +81,15 @@ class Check:
         kinds = Counter(str(result.error) for result in self.failed.values())
         names = [f"{error} ({count})" for error, count in kinds.most_common(_SHOWN)]
         return ", ".join(names) + (f" and {len(kinds) - _SHOWN} more" if len(kinds) > _SHOWN else "")
+
+    @property
+    def kinds_with_rows(self) -> str:
+        """The errors with the rows of each, the most frequent first."""
+        rows = defaultdict[str, list[str]](list)
+        for row, result in self.failed.items():
+            rows[str(result.error)].append(row)
+        ordered = sorted(rows, key=lambda error: -len(rows[error]))
+        return abridged([f"{error} ({abridged(rows[error], _ROWS)})" for error in ordered], _KINDS)
 
     @property
     def fix(self) -> str:
