@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest import mock
+
+import fakes
 import numpy as np
 import pytest
+import torch
 from answering import Run
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
 import fulltune
+from fulltune.config import SamplingConfig
 from fulltune.errors import ConfigError, DataError, StoreError
+from fulltune.models import inference
+from fulltune.pipeline.ask import ask
+from fulltune.serve.server import server_of
 from fulltune.tasks.class_probabilities import BATCH_ERROR, DECIMALS, is_settled
 
 
@@ -71,6 +80,63 @@ def test_continuations_are_those_of_the_run(tales: Run, size: int) -> None:
     model = fulltune.load(tales.record, evaluation={"batch_size": size})
     answers = model([one.values["opening"] for one in continued])
     assert [answer["text"] for answer in answers] == [one.output for one in continued]
+
+
+def test_continuations_are_drawn_by_the_seed_and_the_text_alone(tales: Run) -> None:
+    texts = ["the old", "a house", "the old", "one more"]
+    before = torch.random.get_rng_state()
+
+    def drawn(*inputs: str, **options: Any) -> list[str]:
+        model = fulltune.load(tales.record, generation={"temperature": 1.0, **options})
+        return [answer["text"] for answer in model(list(inputs))]
+
+    first = drawn(*texts)
+    assert first[0] == first[2]
+    assert drawn(texts[3], texts[0]) == [first[3], first[0]]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert drawn(*texts, seed=1) != first != [answer["text"] for answer in fulltune.load(tales.record)(texts)]
+    greedy = [answer["text"] for answer in fulltune.load(tales.record)(texts)]
+    assert drawn(*texts, top_p=1e-9) == greedy  # a nucleus of the most likely token
+    asked = ask("the old", tales.record, overrides=["generation.temperature=1.0"])
+    assert asked.answers["tuned"].output == first[0]
+
+
+def test_tokens_are_drawn_by_their_probability() -> None:
+    bundle = fakes.bundle("gpt2")
+    prompt = [5, 6, 7]
+    with torch.inference_mode():
+        logits = bundle.model(torch.tensor([prompt])).logits[0, -1]
+    for temperature in (0.5, 2.0):
+        counts = torch.zeros_like(logits)
+        for seed in range(400):
+            settings = SamplingConfig(temperature=temperature, seed=seed)
+            with mock.patch.object(inference, "_until_stop", lambda bundle, row, stops, limit: row):
+                [row] = inference.drawn(bundle, [prompt], 1, settings)
+            counts[row[0]] += 1
+        expected = torch.softmax(logits / temperature, -1)
+        likely = expected > 0.02
+        assert torch.allclose(counts[likely] / 400, expected[likely], atol=0.08)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"top_p": 0.9}, "top_p has no effect while generation.temperature is 0"),
+        ({"seed": 3}, "seed has no effect while generation.temperature is 0"),
+        ({"temperature": -1}, "at least 0"),
+    ],
+    ids=str,
+)
+def test_a_draw_without_effect_is_refused(tales: Run, options: dict[str, Any], found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        fulltune.load(tales.record, generation=options)
+
+
+def test_answers_and_servers_are_greedy(classes: Run, tales: Run) -> None:
+    with pytest.raises(ConfigError, match=r"0\.8, while the task is classification"):
+        fulltune.load(classes.record, generation={"temperature": 0.8})
+    with pytest.raises(ConfigError, match="a server answers greedily"):
+        server_of(tales.record.folder, None, "runs", (), {"generation": {"temperature": 0.8}})
 
 
 def test_a_run_is_named_in_every_way(classes: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from fulltune.config.schema import (
     OverfittingConfig,
     PromoteConfig,
     RegularizeConfig,
+    SamplingConfig,
     SpeedConfig,
     TrainConfig,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "OverfittingConfig",
     "PromoteConfig",
     "RegularizeConfig",
+    "SamplingConfig",
     "SpeedConfig",
     "TrainConfig",
     "dump_config",

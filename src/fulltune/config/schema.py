@@ -396,6 +396,26 @@ class EvaluationConfig(Section):
     )
 
 
+class SamplingConfig(Section):
+    """How ``predict``, ``load`` and ``compare --ask`` continue texts (causal-lm); the evaluation is greedy."""
+
+    temperature: float = Field(
+        0.0, ge=0, le=10, description="causal-lm: 0 writes the most likely token, 1 draws tokens by their probability"
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="draw only from the most likely tokens with this probability")
+    seed: int = Field(0, ge=0, description="seed of the draw; a text and a seed give one continuation")
+
+    @model_validator(mode="after")
+    def _check_drawn(self) -> SamplingConfig:
+        if self.temperature == 0 and (self.top_p != 1 or self.seed != 0):
+            surplus = "top_p" if self.top_p != 1 else "seed"
+            raise ValueError(
+                f"generation.{surplus} has no effect while generation.temperature is 0; expected a temperature above "
+                "0, such as 0.8"
+            )
+        return self
+
+
 class ForgettingConfig(Section):
     """Retention: abilities of the base model that the tuned model should keep."""
 
@@ -541,6 +561,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     baselines: BaselineConfig = BaselineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    generation: SamplingConfig = SamplingConfig()
     guards: GuardsConfig = GuardsConfig()
     regularize: RegularizeConfig = RegularizeConfig()
     checkpoints: CheckpointConfig | None = CheckpointConfig()

@@ -44,19 +44,21 @@ Rows = Sequence[Sequence[int]]
 Watch = Callable[[Sequence[int], Sequence[int]], None]
 
 
-def decoding_settings(bundle: Bundle, max_new_tokens: int, *, sampled: bool = False) -> GenerationConfig:
-    """Return settings for greedy decoding, or plain sampling, with only the special tokens of the checkpoint."""
+def decoding_settings(
+    bundle: Bundle, max_new_tokens: int, *, temperature: float = 0.0, top_p: float = 1.0
+) -> GenerationConfig:
+    """Return settings for greedy decoding (temperature 0), or sampling, with the special tokens of the checkpoint."""
     own = bundle.model.generation_config
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=sampled,
+        do_sample=temperature > 0,
         num_beams=1,
         bos_token_id=own.bos_token_id,
         eos_token_id=stop_ids(bundle.model, bundle.tokenizer)[0] or None,
         pad_token_id=pad_id(bundle),
         decoder_start_token_id=own.decoder_start_token_id,
         forced_bos_token_id=own.forced_bos_token_id,
-        **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {}),
+        **({"temperature": temperature, "top_k": 0, "top_p": top_p} if temperature > 0 else {}),
     )
 
 

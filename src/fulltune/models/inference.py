@@ -1,11 +1,12 @@
 """Run inference: likelihoods of texts, greedy continuations, class logits and sentence vectors.
 
 Every function streams: it takes an iterable, buffers a bounded number of items, sorts them by length to reduce padding,
-and yields results in input order. Decoding is greedy, regardless of the checkpoint's generation settings.
+and yields results in input order. Decoding is greedy, or by chance where asked, never by the checkpoint's settings.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 
+from fulltune.config import SamplingConfig
 from fulltune.models import fast_paths
 from fulltune.models.bundle import Bundle, quiet
 from fulltune.models.greedy import GreedyDecoding, Watch, decoding_settings, generated
@@ -113,12 +115,50 @@ def sample(bundle: Bundle, count: int, batch_size: int, max_new_tokens: int, see
     for start in range(0, count, batch_size):
         rows = [bundle.prompt_ids + opening_ids(bundle)] * min(batch_size, count - start)
         ids, mask = pad(rows, pad_id(bundle), model.device)
-        settings = decoding_settings(bundle, max_new_tokens, sampled=True)
+        settings = decoding_settings(bundle, max_new_tokens, temperature=1.0)
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed * 1_000_003 + start)
             output = generated(model, settings, {"input_ids": ids, "attention_mask": mask})
         for row in output[:, ids.shape[1] :].tolist():
             yield _until_stop(bundle, row, stops, max_new_tokens).text
+
+
+@torch.inference_mode()
+def drawn(
+    bundle: Bundle, prompts: Iterable[Sequence[int]], max_new_tokens: int, settings: SamplingConfig
+) -> Iterator[Generated]:
+    """Yield a continuation of each prompt whose tokens are drawn by their probability.
+
+    Each prompt is continued alone, from the seed and its own tokens, so that no other row changes its continuation;
+    torch's random state is not changed.
+
+    Args:
+        bundle: A decoder.
+        prompts: Token ids.
+        max_new_tokens: Maximum number of new tokens; less if the model has fewer positions left.
+        settings: Temperature, nucleus and seed.
+
+    Raises:
+        ModelError: A prompt is longer than the model's positions.
+    """
+    model: Any = bundle.model
+    fast_paths.require_computable(model)
+    stops, _ = stop_ids(model, bundle.tokenizer)
+    for row in _prompted(bundle, prompts):
+        limit = min(max_new_tokens, most_new_tokens(bundle, len(row) - len(bundle.prompt_ids)))
+        ids, mask = pad([row], pad_id(bundle), model.device)
+        decoding = decoding_settings(bundle, limit, temperature=settings.temperature, top_p=settings.top_p)
+        devices = [model.device] if model.device.type == "cuda" else []
+        with quiet(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(_seed_of(settings.seed, row))
+            output = generated(model, decoding, {"input_ids": ids, "attention_mask": mask})
+        result = _until_stop(bundle, output[0, ids.shape[1] :].tolist(), stops, limit)
+        yield result if limit == max_new_tokens else replace(result, limit=limit)
+
+
+def _seed_of(seed: int, ids: Sequence[int]) -> int:
+    digest = hashlib.sha256(f"{seed} {list(ids)}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def class_logits(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[list[float]]:

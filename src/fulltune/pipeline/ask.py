@@ -32,7 +32,7 @@ def ask(
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
 ) -> Asked:
-    """Ask two models the same, one after the other; decoding is greedy, so the same question has the same answer.
+    """Ask two models the same, one after the other; the same question has the same answer, also with a temperature.
 
     Args:
         text: The input: a text to classify or to continue, a source, a question.

@@ -235,6 +235,7 @@ def checked_task_and_method(config: Config) -> tuple[Task, Method]:
         lambda: _check_class_weights(config),
         lambda: _check_head(config),
         lambda: _check_baselines(config),
+        lambda: _check_generation(config),
         lambda: check_sets(config),
     )
     return task, method
@@ -248,6 +249,21 @@ def _task(config: Config) -> Task:
 def _method(config: Config) -> Method:
     method: Method = plugins.load("method", config.method)(config)
     return method
+
+
+def _check_generation(config: Config) -> None:
+    """Check that a temperature is set for texts that are continued, not for answers.
+
+    Raises:
+        ConfigError: The task answers.
+    """
+    if config.generation.temperature > 0 and config.task != "causal-lm":
+        raise ConfigError(
+            f"{config.generation.temperature:g}, while the task is {config.task}",
+            expected="0: only texts are continued by chance (causal-lm)",
+            fix="remove it",
+            field="generation.temperature",
+        )
 
 
 def _check_r_drop(config: Config) -> None:

@@ -135,7 +135,7 @@ class LoadedModel:
     def identity(self) -> list[Any]:
         """Everything that the answers depend on besides the inputs, as plain data."""
         info = self._bundle.info
-        settings = self.config.model_dump(mode="json", include={"data", "evaluation", "task"})
+        settings = self.config.model_dump(mode="json", include={"data", "evaluation", "generation", "task"})
         return [info.sha256, info.reconciled, self._system, self.task.version, self.task.labels, settings]
 
     def __repr__(self) -> str:

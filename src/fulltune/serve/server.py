@@ -72,6 +72,13 @@ def server_of(
     version = reference(given, folder)
     unloaded = unloaded_model(version.ref if version else name, config, out, overrides, options)
     task = unloaded.task
+    if unloaded.config.generation.temperature > 0:
+        raise ConfigError(
+            f"{unloaded.config.generation.temperature:g}",
+            expected="0: a server answers greedily",
+            fix="remove it, or use `fulltune predict`",
+            field="generation.temperature",
+        )
     check_queries(task, execute=execute, database=database)
     if database:
         task.request({task.inputs[0]: "first"}, database)  # an unknown database is an error now, not in every response

@@ -184,7 +184,10 @@ class CausalLM(Generating):
 
         cap = self.config.evaluation.max_new_tokens
         prompt = self._asked(text, bundle, self._has_prompts)
-        [answer] = inference.generate(bundle, [prompt.ids], 1, cap)
+        if self.config.generation.temperature > 0:
+            [answer] = inference.drawn(bundle, [prompt.ids], cap, self.config.generation)
+        else:
+            [answer] = inference.generate(bundle, [prompt.ids], 1, cap)
         values = {"tokens": answer.tokens, "capped": answer.capped} | prompt.values() | answer.values
         return Prediction(system=system, id="asked", input=text, reference="", output=answer.text, values=values)
 

@@ -129,7 +129,10 @@ class Generating(Task):
         now, later = tee(asked())
         cap = max_new_tokens or settings.max_new_tokens
         ids = (prompt.ids for prompt in now)
-        found = inference.generate(bundle, ids, settings.batch_size, cap, follow if watch else None)
+        if self.config.generation.temperature > 0:
+            found = inference.drawn(bundle, ids, cap, self.config.generation)
+        else:
+            found = inference.generate(bundle, ids, settings.batch_size, cap, follow if watch else None)
         for prompt, generated in zip(later, found, strict=True):
             text = self.answer_text(generated.text)
             fields = {"prediction": text, self.answer_name: text} | prompts.truncated(prompt.values())

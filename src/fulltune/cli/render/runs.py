@@ -71,7 +71,7 @@ def record(record: Record, folder: Path, hint: str = "", *, noted: bool = False)
     facts = [*informed, *described(record), *(counted(record) if noted else audited(record)), *spent(record)]
     kept = [*parted(record), *folded(record), *retained(record), *facts]
     meaning = wording.meaning(record.metric)
-    scored = [_table(tables.systems(record)), *([Text(meaning)] if meaning else [])]
+    scored: list[RenderableType] = [_table(tables.systems(record)), *([Text(meaning)] if meaning else [])]
     return Group(Text(record.headline, style="bold"), *reasoned, *scored, *kept, *ending)
 
 
