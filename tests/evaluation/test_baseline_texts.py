@@ -79,6 +79,33 @@ def test_a_longer_known_value_is_swapped_in_as_one() -> None:
     assert outputs("nearest_values", given(train), asked) == ["SELECT n WHERE s = 'Hotel Dörr Garni'"]
 
 
+def test_values_of_the_database_are_swapped_as_it_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "shop.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "CREATE TABLE client (name TEXT, city TEXT, note TEXT);"
+            "INSERT INTO client VALUES ('Dörr', 'Brno', 'many'), ('Lehmann GmbH', 'BÍLÁ HORA', 'clients')"
+        )
+
+    def example(name: str, question: str, sql: str) -> Example:
+        return Example(name, question, sql, {"db_id": "shop", "database": str(path)})
+
+    train = [
+        example("t:0", "how many clients are in Brno", "SELECT count(*) FROM client WHERE city = 'Brno'"),
+        example("t:1", "who lives in Brno", "SELECT name FROM client WHERE city = 'Brno'"),
+    ]
+    # Two words that no row of train has, in another case; `many` and `clients` are plain words of questions.
+    asked = [
+        example("e:0", "how many clients are in Bílá Hora", "SELECT count(*) FROM client WHERE city = 'BÍLÁ HORA'"),
+        example("e:1", "who lives in bílá hora", "SELECT name FROM client WHERE city = 'BÍLÁ HORA'"),
+    ]
+    config = Config(model="m", task="text2sql", data={"train": "t", "databases": str(path)})
+    task = Text2SQL(config).fit(train, asked)
+    assert task.named_values(asked)["bílá hora"] == "BÍLÁ HORA"
+    what = Given(task, None, config.baselines, train)  # type: ignore[arg-type]
+    assert outputs("nearest_values", what, asked) == [one.answer for one in asked]
+
+
 def test_the_nearest_question_is_one_of_the_same_database(tmp_path: Path) -> None:
     for name in ("shop", "zoo"):
         with closing(sqlite3.connect(tmp_path / f"{name}.sqlite")) as connection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import tee
 from typing import TYPE_CHECKING, ClassVar
 
@@ -56,6 +56,10 @@ class TextToText(Generating):
                 yield result.model_copy(update={"values": values})
 
         return predict
+
+    def named_values(self, examples: Iterable[Example]) -> Mapping[str, str]:
+        """Return texts that inputs and answers name, such as those of a database, by their form in lower case."""
+        return {}
 
     def prompt(self, example: Example, bundle: Bundle) -> Fitted:
         return self._prompt(example, bundle)

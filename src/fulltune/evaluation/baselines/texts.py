@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -70,19 +71,35 @@ def nearest(given: Given, examples: Sequence[Example]) -> Answers:
 def nearest_values(given: Given, examples: Sequence[Example]) -> Answers:
     """Answer with the query of the nearest question, its values swapped for those of the question that is asked.
 
-    Questions are compared without their values: numbers, and all strings in queries of train that their questions
-    contain.
+    Questions are compared without their values: numbers, all strings in queries of train that their questions contain,
+    and the texts of the database.
     """
-    values = {value for row in given.train for value in _values(row.answer) if value in row.input.casefold()}
+    used = {value for row in given.train for value in _values(row.answer) if value in row.input.casefold()}
+    stored = _generating(given).named_values(examples)
+    values = used | _mentioned(stored, given.train, examples)
     words = map(re.escape, sorted(values, key=lambda value: (-len(value), value)))
     pattern = re.compile(rf"\b(?:{'|'.join([*words, _NUMBER])})\b", re.IGNORECASE)
     train, places, note = _nearest(given, examples, lambda row: pattern.sub(_VALUE, row.input))
     units = _units(values)
     texts = (
-        with_values(train[place].answer, train[place].input, example.input, units)
+        with_values(train[place].answer, train[place].input, example.input, units, stored)
         for example, place in zip(examples, places, strict=True)
     )
     return Answers(_answered("nearest_values", given, examples, texts), sampled=note)
+
+
+def _mentioned(stored: Iterable[str], train: Sequence[Example], asked: Sequence[Example]) -> set[str]:
+    """Return the stored texts that questions mention as values: not those that other questions use as plain words."""
+    names = {name for name in stored if _WORD.search(name)}
+    longest = max((len(_WORD.findall(name)) for name in names), default=0)
+
+    def named(question: str) -> set[str]:
+        words = [(match.start(), match.end()) for match in _WORD.finditer(question.casefold())]
+        parts = (words[first : first + size] for first in range(len(words)) for size in range(1, longest + 1))
+        return names.intersection(question.casefold()[part[0][0] : part[-1][1]] for part in parts)
+
+    plain = {name for row in train for name in named(row.input) - _values(row.answer)}
+    return {name for row in asked for name in named(row.input)} - plain
 
 
 def _values(query: str) -> set[str]:
@@ -100,7 +117,13 @@ def _units(values: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join([*(rf"(?<!\w){value}(?!\w)" for value in known), _WORD.pattern]), re.IGNORECASE)
 
 
-def with_values(query: str, known: str, asked: str, units: re.Pattern[str] | None = None) -> str:
+def with_values(
+    query: str,
+    known: str,
+    asked: str,
+    units: re.Pattern[str] | None = None,
+    stored: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Return a query with the strings and numbers that its question contains replaced by what another has there.
 
     The words and values of both questions are aligned (Ratcliff & Obershelp, ``difflib``). A literal is replaced if its
@@ -111,6 +134,7 @@ def with_values(query: str, known: str, asked: str, units: re.Pattern[str] | Non
         known: The known question.
         asked: The question that is asked.
         units: Parts of questions that are swapped as one; by default the values of the query, and words.
+        stored: Texts of the database by their form in lower case, as a query has to write them.
     """
     units = units or _units(_values(query))
     before, after = units.findall(known), units.findall(asked)
@@ -126,7 +150,7 @@ def with_values(query: str, known: str, asked: str, units: re.Pattern[str] | Non
         for start in range(len(folded) - len(words) + 1 if words else 0):
             if folded[start : start + len(words)] == words:
                 fresh = " ".join(_across(differing, start, start + len(words), after))
-                fresh = fresh.lower() if text.islower() else fresh
+                fresh = stored.get(fresh.casefold()) or (fresh.lower() if text.islower() else fresh)
                 is_usable = fresh and (quote or _LITERAL.fullmatch(fresh))
                 return f"{quote}{fresh.replace(quote, 2 * quote) if quote else fresh}{quote}" if is_usable else literal
         return literal

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fulltune.errors import abridged
 from fulltune.tasks.text2sql import normalize
+from fulltune.tasks.text2sql.stored_values import quoted
 
 if TYPE_CHECKING:
     from fulltune.tasks.text2sql.execution import Results
@@ -210,29 +211,25 @@ class _Columns:
 
     def named(self, table: str, name: str) -> str:
         """Return the name of a column as its table declares it, or an empty text if there is none."""
-        result = self._results.execute(self._database, f"SELECT * FROM {_quoted(table)} LIMIT 0")
+        result = self._results.execute(self._database, f"SELECT * FROM {quoted(table)} LIMIT 0")
         return next((column for column in result.columns if column.lower() == name.lower()), "")
 
     def may_hold(self, table: str, column: str, literal: Literal) -> bool:
         """Return False if a column does not have a value; True also if that cannot be found out."""
-        cell = f"{_quoted(table)}.{_quoted(column)}"
+        cell = f"{quoted(table)}.{quoted(column)}"
         if isinstance(literal.value, float):
             test = f"CAST({cell} AS REAL) = {literal.value!r}"
         else:
             operator = "LIKE" if literal.kind == "pattern" else "="
             forms = sorted({_text(form) for form in _forms(literal.value.strip())})
             test = " OR ".join(f"trim({cell}) {operator} {form} COLLATE NOCASE" for form in forms)
-        result = self._results.execute(self._database, f"SELECT 1 FROM {_quoted(table)} WHERE {test} LIMIT 1")
+        result = self._results.execute(self._database, f"SELECT 1 FROM {quoted(table)} WHERE {test} LIMIT 1")
         return result.error is not None or bool(result.rows)
 
 
 def _forms(text: str) -> set[str]:
     """Return a text in the forms that a column may write it in; SQLite ignores the case of ASCII letters only."""
     return {text} if text.isascii() else {text, text.lower(), text.upper(), text.capitalize(), text.title()}
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _text(value: str) -> str:

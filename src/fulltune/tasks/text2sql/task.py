@@ -24,6 +24,7 @@ from fulltune.tasks.prompts import Shot, Wording
 from fulltune.tasks.text2sql import execution, literals, normalize, references, repeats, schema
 from fulltune.tasks.text2sql.schema import Schema
 from fulltune.tasks.text2sql.snapshot import source
+from fulltune.tasks.text2sql.stored_values import stored_texts
 
 if TYPE_CHECKING:
     from fulltune.data.load import Row
@@ -265,6 +266,12 @@ class Text2SQL(TextToText):
             "queries_with_unknown_values": doubtful,
             "rows_without_a_reference_result": unscored,
         }
+
+    def named_values(self, examples: Iterable[Example]) -> Mapping[str, str]:
+        """Return the texts that the databases of the examples store, by their form in lower case."""
+        databases = dict.fromkeys(example.meta["database"] for example in examples)
+        texts = (text for database in databases for text in stored_texts(self._results, Path(database)))
+        return {text.strip().casefold(): text for text in texts}
 
     def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
         """Return a query and its result; ``place`` is the database, required if there are several."""
