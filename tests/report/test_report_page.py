@@ -392,6 +392,14 @@ def test_continuations_before_and_after_share_the_opening() -> None:
     assert "три сына: двое умных" in found.text
 
 
+def test_a_smallest_difference_of_zero_is_not_named() -> None:
+    record = samples.classification().record
+    assert "does not count" not in scores.how_compared(record)
+    name, one = next(iter(record.comparison.items()))
+    counts = record.model_copy(update={"comparison": {name: one.model_copy(update={"min_effect": 0.005})}})
+    assert "A difference below 0.5 points does not count." in scores.how_compared(counts)
+
+
 def test_queries_that_run_and_the_errors_of_those_that_do_not() -> None:
     text = read(samples.text2sql()).text
 

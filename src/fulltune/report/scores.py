@@ -199,7 +199,8 @@ def how_compared(record: Record) -> str:
     metrics = known(record.details.get("labels", ()), bool(record.details.get("multi_label", False)))
     if record.metric in metrics:
         metric = metrics[record.metric]
-        lines.append(f"A difference below {wording.amount(best.min_effect, metric)} does not count.")
+        if best.min_effect:
+            lines.append(f"A difference below {wording.amount(best.min_effect, metric)} does not count.")
         lines.append(wording.detectable(best, metric, against=wording.system(name)))
     return " ".join(filter(None, lines))
 
