@@ -8,10 +8,9 @@ import json
 import os
 import sys
 import traceback
-import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -180,18 +179,16 @@ def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
     Returns:
         The same command with the signature that typer reads options from.
     """
-    hints = typing.get_type_hints(command, include_extras=True)
+    # Not typing.get_type_hints: on Python 3.10 it wraps the hint of a parameter whose default is None in Optional, and
+    # typer no longer sees the Argument or Option in it.
     own = [
-        parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in inspect.signature(command).parameters.values()
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
         if parameter.name != "common"
     ]
-    shared_hints = typing.get_type_hints(Common, include_extras=True)
     shared = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=shared_hints[field.name]
-        )
-        for field in fields(Common)
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(Common, eval_str=True).parameters.values()
     ]
 
     @functools.wraps(command)
