@@ -18,6 +18,7 @@ from serving import server_of, site
 import fulltune
 from fulltune.errors import MissingDependencyError, ModelError
 from fulltune.models import onnx_model
+from fulltune.models.cache_names import cache_of
 from fulltune.pipeline.export import graphs
 from fulltune.records.export import Export
 
@@ -105,9 +106,9 @@ def test_a_decoder_reads_at_once_and_with_a_cache(decoder: Export, tales: Run) -
     ids = torch.arange(12)[None] + 40
     whole = model(input_ids=ids)
     first = model(input_ids=ids[:, :7])
-    rest = model(input_ids=ids[:, 7:], past_key_values=first.past_key_values)
+    rest = model(input_ids=ids[:, 7:], past_key_values=cache_of(first))
     torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), whole.logits, rtol=0, atol=1e-6)
-    assert model(input_ids=ids, use_cache=False).past_key_values is None
+    assert cache_of(model(input_ids=ids, use_cache=False)) is None
 
 
 @pytest.mark.slow

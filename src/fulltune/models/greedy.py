@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from fulltune.models import fast_paths
 from fulltune.models.bundle import Bundle, quiet
+from fulltune.models.cache_names import CACHE
 from fulltune.models.likelihoods import pad_id
 from fulltune.models.padding import pad
 from fulltune.models.prefix_cache import PrefixCache
@@ -213,7 +214,7 @@ class GreedyDecoding:
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if shared:
             padding = [ids.shape[1] - len(row) for row in batch]
-            inputs["past_key_values"] = self.prefixes.placed(batch[0][:shared], padding)
+            inputs[CACHE] = self.prefixes.placed(batch[0][:shared], padding)
         top_logits = _TopLogits(_compared_rows(batch), self._follower(batch, ids.shape[1], is_checked))
         with quiet():
             output = generated(self.model, self.settings, inputs, logits_processor=LogitsProcessorList([top_logits]))

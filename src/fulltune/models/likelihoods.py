@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from fulltune.errors import ModelError
 from fulltune.models import fast_paths
 from fulltune.models.bundle import Bundle
+from fulltune.models.cache_names import cache_argument, cache_of
 from fulltune.models.head_loss import LossAtHead, takes_loss_at_head
 from fulltune.models.padding import pad, sorted_batches
 from fulltune.models.prefix_cache import PrefixCache, last_logits
@@ -197,19 +198,19 @@ class _Scorer:
         if not fast_paths.on_one_side(model, (shared, len(context))):
             shared = 0
         cache = self.prefixes.placed(context[:shared], [0]) if shared else DynamicCache()
-        options: dict[str, Any] = {**self.options, "use_cache": True, "past_key_values": cache}
+        options: dict[str, Any] = {**self.options, "use_cache": True, cache_argument(model): cache}
         rest = torch.tensor([context[shared:]], device=model.device)
         mask = torch.ones(1, len(context), dtype=torch.long, device=model.device)
         outputs = model(input_ids=rest, attention_mask=mask, **options, **last_logits(model))
         log_probabilities = F.log_softmax(outputs.logits[0, -1].float(), dim=-1).double()
         nlls = -log_probabilities[[target[0] for target in targets]]
         if max(map(len, targets)) > 1:
-            cache = outputs.past_key_values
+            cache = cache_of(outputs)
             cache.batch_repeat_interleave(len(targets))
             ids, mask = pad([target[:-1] or target for target in targets], pad_id(self.bundle), model.device)
             labels, _ = pad([target[1:] or [IGNORED] for target in targets], IGNORED, model.device)
             context_mask = mask.new_ones(len(targets), len(context))
-            options |= {"attention_mask": torch.cat([context_mask, mask], dim=1), "past_key_values": cache}
+            options |= {"attention_mask": torch.cat([context_mask, mask], dim=1), cache_argument(model): cache}
             nlls = nlls + _sums(model(input_ids=ids, **options).logits, labels)
         result: list[float] = nlls.tolist()
         return result
@@ -272,7 +273,7 @@ class _Scorer:
             prefix_mask = inputs["attention_mask"].new_ones(len(part), shared)
             cache = self.prefixes.placed(part[0].context[:shared], [0] * len(part))
             mask = torch.cat([prefix_mask, inputs["attention_mask"]], dim=1)
-            options = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+            options = {"attention_mask": mask, cache_argument(self.model): cache, "use_cache": True}
             losses += self._run(inputs | options, labels)
         return losses
 

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import (
 )
 
 from fulltune.errors import ModelError
+from fulltune.models.cache_names import CACHE
 from fulltune.models.teacher_forcing import start_id
 from fulltune.runtime import extras
 
@@ -169,21 +170,23 @@ class OnnxDecoder(_OnnxModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """Return the logits ``(B, T, V)`` and, unless ``use_cache`` is False, the cache with these tokens."""
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        given = past_key_values if cache is None else cache
+        past = 0 if given is None else given.get_seq_length()
         batch, length = input_ids.shape
         if attention_mask is None:
             attention_mask = torch.ones(batch, past + length, dtype=torch.long)
         if position_ids is None:
             position_ids = torch.arange(past, past + length).expand(batch, length)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        logits, *present = self._session.run(inputs | self._session.past_inputs(past_key_values, batch))
-        cache = None if use_cache is False else _cache(present)
-        return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:], past_key_values=cache)
+        logits, *present = self._session.run(inputs | self._session.past_inputs(given, batch))
+        kept = None if use_cache is False else _cache(present)
+        return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:], **{CACHE: kept})
 
 
 class _Encoder(nn.Module):
@@ -229,6 +232,7 @@ class OnnxSeq2Seq(_OnnxModel, GenerationMixin):
         decoder_input_ids: Tensor | None = None,
         encoder_outputs: Any = None,
         past_key_values: Any = None,
+        cache: Any = None,
         use_cache: bool | None = None,
         **_: Any,
     ) -> Seq2SeqLMOutput:
@@ -238,12 +242,13 @@ class OnnxSeq2Seq(_OnnxModel, GenerationMixin):
             encoder_outputs = self.encoder(input_ids, attention_mask)
         states = encoder_outputs[0]
         mask = torch.ones(states.shape[:2], dtype=torch.long) if attention_mask is None else attention_mask
-        past = getattr(past_key_values, "self_attention_cache", past_key_values)
+        given = past_key_values if cache is None else cache
+        past = getattr(given, "self_attention_cache", given)
         inputs = {"decoder_input_ids": decoder_input_ids, "encoder_hidden_states": states}
         inputs |= {"encoder_attention_mask": mask, **self._session.past_inputs(past, len(states))}
         logits, *present = self._session.run(inputs)
-        cache = None if use_cache is False else EncoderDecoderCache(_cache(present), DynamicCache())
-        return Seq2SeqLMOutput(logits=logits, past_key_values=cache, encoder_last_hidden_state=states)
+        kept = None if use_cache is False else EncoderDecoderCache(_cache(present), DynamicCache())
+        return Seq2SeqLMOutput(logits=logits, encoder_last_hidden_state=states, **{CACHE: kept})
 
 
 def _cache(present: Sequence[Tensor]) -> DynamicCache:

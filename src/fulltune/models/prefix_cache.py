@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from fulltune.models.bundle import Bundle
+from fulltune.models.cache_names import cache_argument, cache_of
 from fulltune.models.fast_paths import attempt, options
 from fulltune.runtime.log_once import log_once
 
@@ -77,9 +78,9 @@ class PrefixCache:
         """
         if list(ids) != self._ids:
             prefix = torch.tensor([list(ids)], device=self.model.device)
-            inputs = {**options(self.model), "use_cache": True, "past_key_values": DynamicCache()}
+            inputs = {**options(self.model), "use_cache": True, cache_argument(self.model): DynamicCache()}
             inputs |= {"input_ids": prefix, "attention_mask": torch.ones_like(prefix)}
-            self._cache = self.model(**inputs, **last_logits(self.model)).past_key_values
+            self._cache = cache_of(self.model(**inputs, **last_logits(self.model)))
             self._ids = list(ids)
         columns = torch.arange(len(ids))[None] - torch.tensor(list(padding))[:, None]
         columns = columns.clamp(min=0).to(self.model.device)
@@ -101,7 +102,7 @@ def keeps_keys_and_values(model: PreTrainedModel) -> bool:
 def _has_plain_cache(model: Any) -> bool:
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     inputs = {**options(model), "use_cache": True, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    cache = getattr(model(**inputs), "past_key_values", None)
+    cache = cache_of(model(**inputs))
     plain = {DynamicLayer, DynamicSlidingWindowLayer}
     return type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= plain
 

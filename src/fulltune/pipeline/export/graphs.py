@@ -17,6 +17,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from fulltune.errors import ModelError
 from fulltune.models import fast_paths
 from fulltune.models.bundle import Bundle, quiet
+from fulltune.models.cache_names import cache_argument, cache_of
 from fulltune.models.onnx_model import DECODER, ENCODER, MODEL, past_names
 
 #: Sizes of the example inputs. They differ from each other and from 0 and 1, which torch would take for constants.
@@ -73,7 +74,7 @@ def _past(bundle: Bundle, batch: int) -> list[_Input]:
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": ids, "use_cache": True}
     inputs |= {"decoder_input_ids": ids} if bundle.family == "encoder-decoder" else {}
     with torch.no_grad():
-        cache = model(**inputs).past_key_values
+        cache = cache_of(model(**inputs))
     values = [value for layer in _own(cache).layers for value in (layer.keys, layer.values)]
     axes = {0: "batch", 2: "past"}
     return [(torch.zeros(batch, value.shape[1], _PAST, value.shape[3]), axes) for value in values]
@@ -201,12 +202,12 @@ class _Decoder(_Part):
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=_filled(past),
             use_cache=True,
             return_dict=True,
+            **{cache_argument(self.model): _filled(past)},
             **positions,
         )
-        return outputs.logits, _present(outputs.past_key_values)
+        return outputs.logits, _present(cache_of(outputs))
 
 
 class _Encoder(_Part):
@@ -227,8 +228,8 @@ class _Seq2SeqDecoder(_Part):
             encoder_outputs=(encoder_hidden_states,),
             attention_mask=encoder_attention_mask,
             decoder_input_ids=decoder_input_ids,
-            past_key_values=EncoderDecoderCache(_filled(past), DynamicCache()),
             use_cache=True,
             return_dict=True,
+            **{cache_argument(self.model): EncoderDecoderCache(_filled(past), DynamicCache())},
         )
-        return outputs.logits, _present(outputs.past_key_values)
+        return outputs.logits, _present(cache_of(outputs))
