@@ -66,6 +66,7 @@ def write_int8(source: Original, folder: Path, margin: float, progress: Progress
     write_onnx(source.bundle, folder)
     full = folder / "float.onnx"
     (folder / MODEL).rename(full)
+    _drop_shapes_of_weights(full)
     try:
         return _Choice(source, full, folder / MODEL, margin, progress).made()
     finally:
@@ -168,6 +169,21 @@ class _Choice:
 
     def _logits(self, bundle: Any, one: Any) -> Any:
         return logits_of(bundle, one).numpy()
+
+
+def _drop_shapes_of_weights(path: Path) -> None:
+    """Remove the shapes that a graph notes for its weights beside the weights themselves.
+
+    onnxruntime 1.23, the newest on Python 3.10, transposes weights and then refuses a noted shape that differs.
+    """
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    weights = {one.name for one in model.graph.initializer}
+    others = [value for value in model.graph.value_info if value.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(others)
+    onnx.save(model, str(path))
 
 
 def _products(path: Path) -> list[_Product]:
