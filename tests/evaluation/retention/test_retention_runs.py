@@ -116,7 +116,7 @@ def test_an_invalid_set_is_refused_before_anything_is_loaded(base: Path, tmp_pat
 @pytest.mark.filterwarnings("ignore:.*had no room for all")
 @pytest.mark.parametrize(
     "wanted",
-    [{"replay": 0.5}, {"l2_sp": 0.5}, {"ewc": 0.5}, {"distill": 1.0}, {"layer_decay": 0.3}],
+    [{"replay": 0.5}, {"l2_sp": 0.5}, {"ewc": 5.0}, {"distill": 1.0}, {"layer_decay": 0.3}],
     ids=lambda wanted: next(iter(wanted)),
 )
 def test_each_mitigation_keeps_more_than_none(wanted: dict[str, Any], base: Path, place: Path, plain: Record) -> None:
