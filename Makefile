@@ -53,7 +53,7 @@ versions: versions-lowest $(addprefix versions-,$(PYTHONS))
 versions-lowest: LOWEST_PYTHON := $(firstword $(PYTHONS))
 versions-lowest: PINS := $(LOWEST)
 versions-%:
-	uv venv --quiet --clear --python $(or $(LOWEST_PYTHON),$*) $(VENV)-versions
+	uv venv --quiet --clear --seed --python $(or $(LOWEST_PYTHON),$*) $(VENV)-versions
 	uv pip install --quiet --python $(VENV)-versions -e '.[dev,adapters,gguf,sentencepiece,sweep]' $(PINS)
 	uv pip list --python $(VENV)-versions | grep -E '^(accelerate|peft|torch|transformers) '
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-versions/bin/python -m pytest -W error -m "not slow" -n 2 -q \

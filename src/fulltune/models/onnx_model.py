@@ -185,8 +185,8 @@ class OnnxDecoder(_OnnxModel, GenerationMixin):
             position_ids = torch.arange(past, past + length).expand(batch, length)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         logits, *present = self._session.run(inputs | self._session.past_inputs(given, batch))
-        kept = None if use_cache is False else _cache(present)
-        return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:], **{CACHE: kept})
+        kept: dict[str, Any] = {} if use_cache is False else {CACHE: _cache(present)}
+        return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:], **kept)
 
 
 class _Encoder(nn.Module):
@@ -247,8 +247,9 @@ class OnnxSeq2Seq(_OnnxModel, GenerationMixin):
         inputs = {"decoder_input_ids": decoder_input_ids, "encoder_hidden_states": states}
         inputs |= {"encoder_attention_mask": mask, **self._session.past_inputs(past, len(states))}
         logits, *present = self._session.run(inputs)
-        kept = None if use_cache is False else EncoderDecoderCache(_cache(present), DynamicCache())
-        return Seq2SeqLMOutput(logits=logits, encoder_last_hidden_state=states, **{CACHE: kept})
+        both = EncoderDecoderCache(_cache(present), DynamicCache())
+        kept: dict[str, Any] = {} if use_cache is False else {CACHE: both}
+        return Seq2SeqLMOutput(logits=logits, encoder_last_hidden_state=states, **kept)
 
 
 def _cache(present: Sequence[Tensor]) -> DynamicCache:
