@@ -112,6 +112,27 @@ def test_a_usual_name_decides_between_two_categories() -> None:
     assert (chosen.name, [one.name for one in chosen.others]) == ("sentiment", ["region"])
 
 
+@pytest.mark.parametrize("name", ["Číslo smlouvy", "Spisová značka", "ref"])
+def test_codes_of_documents_are_a_group_and_no_label(name: str) -> None:
+    blocks = [f"S-{1000 + i // 6}/2024" for i in range(180)]
+    kinds = [("payment", "term", "notice")[i * i % 7 % 3] for i in range(180)]
+    found = columns(**{name: blocks, "znění": texts(180), "C": kinds})
+    assert roles.label(list(found.values())).name == "C"
+    assert roles.group(list(found.values()), {"C", "znění"}) is found[name]
+
+
+def test_codes_are_labels_if_nothing_else_is() -> None:
+    found = columns(diagnosis=[f"J{10 + i % 25}.{i % 5}" for i in range(150)], note=texts(150))
+    assert roles.label(list(found.values())).name == "diagnosis"
+
+
+@pytest.mark.parametrize(
+    ("name", "role"), [("Typ smlouvy", "label"), ("číslo smlouvy", "group"), ("Имя документа", "group")]
+)
+def test_names_are_known_in_any_inflection(name: str, role: str) -> None:
+    assert roles.is_called(profile(name, ["a"]), role)
+
+
 def test_consecutive_rows_are_a_group_whatever_the_name() -> None:
     found = columns(cislo=[f"Z-{i // 3}" for i in range(60)], text=texts())
     assert roles.group(list(found.values()), {"text"}) is found["cislo"]

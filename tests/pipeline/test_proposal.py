@@ -753,6 +753,8 @@ def test_values_of_the_data_cannot_break_the_file(folder: Path) -> None:
     [
         ("English", "The supplier shall not be liable for the delay of the delivery."),
         ("Czech", "Skvělá kavárna s milou obsluhou, jsem rád, že se sem vrátím, protože tu je klid a káva jako nikde."),
+        ("Czech", "Je-li nájemce v prodlení, zaniká nárok do tří dnů od doručení; to i pro druhou stranu ze smlouvy."),
+        ("Slovak", "Ak je nájomca v omeškaní, zaniká nárok do troch dní; to sa týka i kľúčov ku hále a dĺžky nájmu."),
         ("Polish", "Nie wiem, jak to się stało, że nie było go na miejscu i nie ma go do dziś."),
         ("Russian", "Жили-были старик со старухой, и не было у них никого, кроме внучки."),
         ("German", "Der Kläger hat die Kosten des Verfahrens zu tragen, und das war nicht strittig."),

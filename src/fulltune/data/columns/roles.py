@@ -19,18 +19,28 @@ def name_words(name: str) -> frozenset[str]:
     return frozenset(re.findall(r"[^\W\d_]+", "".join(sign for sign in plain if not unicodedata.combining(sign))))
 
 
+def _stem(word: str) -> str:
+    """Return a word without the vowels or the plural that inflection changes: ``smlouvy`` and ``smlouva`` are one."""
+    return re.sub(r"[aeiouyаеиоуыэюяьй]+$|s$", "", word) if len(word) >= 5 else word
+
+
+def _stems(name: str) -> frozenset[str]:
+    return frozenset(map(_stem, name_words(name)))
+
+
 #: Words in the names of columns by role, in the languages of common data sets. ``metadata`` describes a row instead of
 #: labeling it.
 _WORDS = {
     "text": (
         "text texts txt body content sentence sentences document clause review message utterance tweet post "
-        "comment passage story abstract query input description recenze zprava veta popis zneni tekst tresc opinia "
-        "satz nachricht beschreibung texte phrase avis texto frase mensaje testo текст отзыв сообщение предложение"
+        "comment passage story abstract query input description recenze zprava veta popis zneni ustanoveni klauzule obsah tekst tresc opinia klauzula "
+        "satz nachricht beschreibung klausel texte phrase avis texto frase mensaje testo clausula clausola текст отзыв "
+        "сообщение предложение пункт"
     ),
     "label": (
         "label labels class classes category categories target sentiment topic intent tag tags type y gold emotion "
-        "rating stars score polarity verdict outcome decision stance entailment status priority department "
-        "hodnoceni trida kategorie stitek tema sentyment etykieta kategoria klasa klasse thema etiquette categorie "
+        "rating stars score polarity verdict outcome decision stance entailment status priority department kind "
+        "typ druh rodzaj tipo тип вид hodnoceni trida kategorie stitek tema sentyment etykieta kategoria klasa klasse thema etiquette categorie "
         "classe etiqueta categoria clase метка класс категория тема тональность"
     ),
     "group": (
@@ -56,12 +66,18 @@ _WORDS = {
         "lang language locale split set fold subset partition source corpus collection dataset origin file "
         "filename path date year month day time timestamp created updated version id ids uid uuid index row nr "
         "number num no url link country city name email annotator worker length count n executes jazyk zdroj datum "
-        "rok sprache quelle język язык"
+        "cislo rok sprache quelle nummer jezyk numer numero fecha язык дата номер"
     ),
     "title": "title nazev titel tytul название",
 }
-_NAMES = {role: name_words(words) for role, words in _WORDS.items()}
+_NAMES = {role: _stems(words) for role, words in _WORDS.items()}
 _METADATA = _NAMES["metadata"]
+
+#: Words in the names of identifiers: of a row, or of the document that consecutive rows belong to.
+_IDENTIFIERS = _stems("id ids file filename nr number num no cislo nummer numer numero номер")
+
+#: Values from which codes, such as contract numbers, rather name things than classes.
+_MANY_CODES = 20
 
 #: Names of the values of a column that assigns rows to splits.
 SPLITS = {
@@ -87,8 +103,8 @@ class Choice:
 
 
 def is_called(column: Profile, role: str) -> bool:
-    """Return True if a word of the column's name is usual for the role."""
-    return bool(name_words(column.name) & _NAMES[role])
+    """Return True if a word of the column's name is usual for the role, in any inflection."""
+    return bool(_stems(column.name) & _NAMES[role])
 
 
 def texts(columns: Sequence[Profile], without: Collection[str] = ()) -> list[Profile]:
@@ -102,7 +118,7 @@ def texts(columns: Sequence[Profile], without: Collection[str] = ()) -> list[Pro
 
 
 def _as_text(column: Profile) -> float:
-    return math.log2(1 + column.words) + 2.5 * is_called(column, "text") - 3 * bool(name_words(column.name) & _METADATA)
+    return math.log2(1 + column.words) + 2.5 * is_called(column, "text") - 3 * bool(_stems(column.name) & _METADATA)
 
 
 def label(columns: Sequence[Profile], *, required: bool = False) -> Choice:
@@ -122,11 +138,23 @@ def label(columns: Sequence[Profile], *, required: bool = False) -> Choice:
 
 def _as_label(column: Profile) -> float:
     """Return how likely a column of repeated values is the label: above 0, it is taken."""
-    words = name_words(column.name)
+    words = _stems(column.name)
     score = 1.0 - 0.5 * column.is_numeric - 0.5 * (column.distinct > 200) - 0.5 * (column.largest > 0.97)
     score += 4 * bool(words & _NAMES["label"])
+    score -= _as_identifier(column)
     score += 1 * (column.kind == "labels") + 0.5 * (column.separator == "")
     return score - 4 * bool(words & _METADATA) - 3 * bool(words & _NAMES["group"])
+
+
+def _as_identifier(column: Profile) -> float:
+    """Return how much the values look like those that name the document of a row, instead of its class.
+
+    Codes with digits do, and so do values that come in blocks of rows. Rows that are sorted by a class do too, so that
+    blocks alone only decide between two columns.
+    """
+    is_coded = column.distinct > _MANY_CODES and all(any(map(str.isdigit, value)) for value in column.examples)
+    is_in_blocks = column.distinct >= 2 * _FEWEST_GROUPS and column.runs > 0.5
+    return 3.0 if is_coded and is_in_blocks else 0.5 * (is_coded + is_in_blocks)
 
 
 def group(columns: Sequence[Profile], taken: Collection[str]) -> Profile | None:
@@ -137,7 +165,7 @@ def group(columns: Sequence[Profile], taken: Collection[str]) -> Profile | None:
     usable = [one for one in columns if one.name not in taken and _divides(one)]
     named = [one for one in usable if is_called(one, "group")]
     runs = [one for one in usable if one.distinct >= 2 * _FEWEST_GROUPS and one.runs > 0.5]
-    runs = [one for one in runs if not name_words(one.name) & (_METADATA - {"id", "ids", "file", "filename"})]
+    runs = [one for one in runs if not _stems(one.name) & (_METADATA - _IDENTIFIERS)]
     return next(iter(sorted(named, key=lambda one: -one.distinct) or sorted(runs, key=lambda one: -one.runs)), None)
 
 
@@ -167,7 +195,7 @@ def pair(columns: Sequence[Profile]) -> tuple[Profile, Profile] | None:
     free = [one for one in columns if one.kind in ("text", "short text", "repeated")]
     free = [one for one in free if one.kind == "text" or is_called(one, "source") or is_called(one, "target")]
     free = [
-        one for one in free if not name_words(one.name) & (_METADATA - _NAMES["source"]) and not _is_title(one, free)
+        one for one in free if not _stems(one.name) & (_METADATA - _NAMES["source"]) and not _is_title(one, free)
     ]
     if len(free) < 2:
         return None

@@ -25,6 +25,19 @@ _WORDS = {
 }
 _SETS = {language: frozenset(words.split()) for language, words in _WORDS.items()}
 
+#: Letters that a language never has, and related ones do.
+_FOREIGN = {
+    "Polish": "ěřůčšžýáíúťďňľĺŕôä",
+    "Czech": "ąęłńśźżľĺŕôä",
+    "Slovak": "ąęłńśźżěřů",
+    "Russian": "іїєґў",
+    "Ukrainian": "ыэёъ",
+    "Bulgarian": "ыэёіїєґ",
+}
+
+#: Fraction of the words with such letters from which a text is not in the language; names and quotations have some.
+_FEW_FOREIGN = 0.02
+
 #: First word of the Unicode names of letters, for scripts of one language; others are reported by the script.
 _SCRIPTS = {
     "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean", "CJK": "Chinese", "ARABIC": "Arabic",
@@ -64,9 +77,16 @@ def language_of(texts: Iterable[str]) -> str:
     if script in _SCRIPTS:
         return _SCRIPTS[script]
     words = Counter(re.findall(r"[^\W\d_]+", sample.casefold()))
-    counted = {language: sum(words[word] for word in known) for language, known in _SETS.items()}
+    possible = [language for language in _SETS if not _is_foreign(words, language)]
+    counted = {language: sum(words[word] for word in _SETS[language]) for language in possible}
     best = max(counted, key=lambda language: counted[language])
     return best if words and counted[best] >= _LEAST * words.total() else ""
+
+
+def _is_foreign(words: Counter[str], language: str) -> bool:
+    """Return True if many words have letters that the language does not have."""
+    letters = set(_FOREIGN.get(language, ""))
+    return sum(count for word, count in words.items() if not letters.isdisjoint(word)) > _FEW_FOREIGN * words.total()
 
 
 def texts_by_language(texts: Sequence[str]) -> dict[str, list[int]]:
