@@ -130,7 +130,7 @@ def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> Non
             '{"data": {"text": "x"}, "label": "y"}',
             "Add the column: no other one holds texts; data holds objects",
         ),
-        ("ai.csv", "My data,\ntext,label\nx,y\n", r"at ai\.csv:2, so .*Remove the lines before"),
+        ("ai.csv", "My data,v2\ntext,label\nx,y\n", r"at ai\.csv:2, so .*Remove the lines before"),
         ("aj.csv", "text*label\nx*y\n", "the first line is a single cell.*data.delimiter"),
         ("ak.parquet", "junk junk", "it has no Parquet header"),
         ("al.parquet", "PAR1 junk junk junk", "its end is missing"),

@@ -61,9 +61,23 @@ def test_the_sheet_of_the_split_or_the_named_or_the_first_one_is_read(tmp_path: 
     with pytest.raises(DataError, match=r"no sheet 'test'; expected one of Train, Test, Empty\. Did you mean 'Test'"):
         load(f"{path}#test")
     other = book(tmp_path / "b.xlsx", Notes=[header, ["x", "y"]], More=[header, ["z", "y"]])
-    assert "of 2 sheets with cells the first is read, 'Notes'" in load(other).files[0].assumed[0]
+    assert "of 2 sheets with cells 'Notes' is read" in load(other).files[0].assumed[0]
     with pytest.raises(DataError, match="all sheets are empty"):
         load(book(tmp_path / "c.xlsx", Sheet=[[]]))
+
+
+def test_a_sheet_of_notes_is_not_read_in_place_of_a_table(tmp_path: Path) -> None:
+    table = [["text", "label"], *([f"clause {i}", "a"] for i in range(9))]
+    path = book(tmp_path / "a.xlsx", Info=[["How to use"], [], ["Author", "Ann"]], Clauses=table)
+    assert load(path).files[0].part == "Clauses"
+
+
+def test_a_title_above_the_column_names_is_skipped(tmp_path: Path) -> None:
+    path = book(tmp_path / "a.xlsx", Sheet=[["Clauses of 2024"], [], ["text", "label"], ["x", "y"], ["z", "y"]])
+    table = load(path)
+    assert fields(table) == [{"text": "x", "label": "y"}, {"text": "z", "label": "y"}]
+    assert [row.id for row in table] == ["a.xlsx:4", "a.xlsx:5"]
+    assert read_rows(str(path)).columns == ("text", "label")
 
 
 def test_a_workbook_named_csv_is_read_and_noted(tmp_path: Path) -> None:

@@ -488,3 +488,26 @@ def test_a_dictionary_of_splits_gives_them_all() -> None:
     assert texts(config(train=ROWS, eval=splits("test")).data, "eval") == ["test"]
     with pytest.raises(ConfigError, match=r"a DatasetDict without a split named train.*one of its splits: fit"):
         config(train=splits("fit"))
+
+
+@pytest.mark.parametrize(
+    "above",
+    ["Clauses of 2024\n", "Clauses;\nwritten 1. 2. 2024;\n\n", "\nClauses of 2024; \n", "sep=;\nAll of them\n"],
+)
+def test_a_title_above_the_column_names_is_skipped(above: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(above + "text;label\n" + "".join(f"clause {i}, and more;a{i % 2}\n" for i in range(20)))
+    rows, bad = read(file)
+    assert (len(rows), rows[0], bad) == (20, {"text": "clause 0, and more", "label": "a0"}, [])
+
+
+def test_prose_in_one_column_has_no_title(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("full text\n" + "".join(f"Yes, {i}\n" for i in range(20)))
+    assert len(read(file)[1]) == 20
+
+
+def test_rows_under_two_keys_are_found(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"meta": {"version": 1}, "data": {"clauses": ROWS}}))
+    assert read(file) == (ROWS, [])

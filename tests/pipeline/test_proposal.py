@@ -108,6 +108,29 @@ def test_texts_alone_and_texts_with_titles(folder: Path) -> None:
     assert found.model == "starter:gpt2"
 
 
+def test_columns_can_be_named(folder: Path) -> None:
+    rows = [
+        {"client": f"Client {i // 6}", "note": row["opinion"], "tags": f"tag {i}", "annotator": "abc"[i % 3]}
+        for i, row in enumerate(reviews())
+    ]
+    file = write_csv(folder / "notes.csv", rows)
+    by_content = propose(file)
+    assert any("--label annotator" in note for note in by_content.notes)
+    named = propose(file, text="tags", label="annotator")
+    assert roles_of(named) == {"group": "client", "text": "tags", "label": "annotator"}
+    assert named.task == "classification"
+
+
+def test_a_named_column_that_does_not_exist_lists_all(folder: Path) -> None:
+    file = write_csv(folder / "reviews.csv", reviews())
+    with pytest.raises(
+        fulltune.ConfigError, match=r"(?s)no column 'Verdict'.*Did you mean 'verdict'\? The columns are:.*opinion: text"
+    ):
+        propose(file, label="Verdict")
+    with pytest.raises(fulltune.ConfigError, match="a label for the task seq2seq"):
+        propose(file, label="verdict", task="seq2seq")
+
+
 @pytest.mark.parametrize(
     ("names", "task"),
     [
@@ -151,6 +174,12 @@ def test_questions_with_a_database_that_rows_name(folder: Path) -> None:
     assert (found.task, found.model) == ("text2sql", "starter:t5")
     assert roles_of(found) == {"question": "question", "sql": "sql", "db_id": "base"}
     assert found.config["data"]["databases"] == "sql/databases"
+
+
+def test_questions_of_a_few_templates_are_questions(folder: Path) -> None:
+    write_database(folder / "towns.dat")
+    found = propose([str(write_csv(folder / "rows.csv", questions()[:9] * 10)), "towns.dat"])
+    assert (found.task, roles_of(found)) == ("text2sql", {"question": "question", "sql": "sql"})
 
 
 def test_queries_without_a_database_are_compared_as_text(folder: Path) -> None:

@@ -21,6 +21,12 @@ def init(
     model: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="The base model; default: one that is installed.")
     ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="COLUMN", help="The column with the texts; inferred by default.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", metavar="COLUMN", help="The column with the labels; inferred by default.")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the config is written.")] = Path(
         "config.yaml"
     ),
@@ -30,5 +36,5 @@ def init(
     from fulltune.cli.render import proposal
 
     with common.answering():
-        proposed = fulltune.init(data, task=task, model=model, output=output, force=force)
+        proposed = fulltune.init(data, task=task, model=model, text=text, label=label, output=output, force=force)
     common.answer(proposed.to_json(), proposal.proposal(proposed))

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from fulltune.data.raw import Opened
-from fulltune.data.table_rows import Cells, open_table
+from fulltune.data.table_rows import Cells, open_table, titles
 from fulltune.errors import DataError, Problem
 from fulltune.records.run import FileFormat
 
@@ -123,9 +123,22 @@ def _inferred(
     declared = _DECLARED.match(text)
     body = text[declared.end() :] if declared else text
     before = 1 if declared else 0
-    chosen = delimiter or (declared[1] if declared else _delimiter(body, usual, wanted or ()))
-    dialect, rows, assumed = _best(body, name, _dialect(body, chosen), before)
+    table = _without_titles(body, wanted or ())
+    chosen = delimiter or (declared[1] if declared else _delimiter(table, usual, wanted or ()))
+    dialect, rows, assumed = _best(body, name, _dialect(table, chosen), before)
     return dialect, rows, before, assumed
+
+
+def _without_titles(text: str, wanted: Collection[str]) -> str:
+    """Return a text from its column names on: lines above them have no delimiter to infer one from."""
+    head = text.lstrip("\r\n")[:_SAMPLE]
+    for sign in _USUAL:
+        above = titles(_sample(head, sign), wanted)
+        for _ in range(above):
+            text = _LINE_END.split(text.lstrip("\r\n"), maxsplit=1)[-1]
+        if above:
+            return text
+    return text
 
 
 def is_table(text: str, wanted: Collection[str] = ()) -> bool:

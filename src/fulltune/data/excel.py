@@ -7,13 +7,14 @@ import io
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from fulltune.data.file_text import memory_limit, too_large
 from fulltune.data.formats import by_name
 from fulltune.data.raw import Opened
-from fulltune.data.table_rows import Cells, open_table
+from fulltune.data.table_rows import Cells, filled, open_table
 from fulltune.errors import DataError, did_you_mean
 from fulltune.records.run import FileFormat
 from fulltune.runtime import extras
@@ -22,13 +23,17 @@ from fulltune.runtime.split_names import SPLIT_NAMES
 #: Values of cells whose formula failed; they are read as empty.
 _ERRORS = ("#DIV/0!", "#N/A", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!", "#GETTING_DATA")
 
+#: Rows of several cells from which a sheet is a table.
+_FEWEST_ROWS = 8
+
 
 def open_excel(path: Path, part: str, split: str, wanted: Collection[str] | None) -> Opened:
     """Open a sheet of a workbook.
 
     Args:
         path: The workbook.
-        part: Name of the sheet; by default the one named after the split, otherwise the first one with cells.
+        part: Name of the sheet; by default the one named after the split, otherwise the first one with a table, or
+            with cells.
         split: The split to read.
         wanted: Columns that are read; used to explain a missing header.
 
@@ -95,12 +100,18 @@ def _sheet(book: Any, path: Path, part: str, split: str) -> tuple[Any, tuple[str
         raise DataError("no rows: all sheets are empty", expected="at least one", where=str(path), fix="check the file")
     names = SPLIT_NAMES.get(split, (split,))
     of_split = [title for title in filled if title.strip().lower() in names]
-    chosen = (of_split or filled)[0]
+    chosen = (of_split or [title for title in filled if _is_table(sheets[title])] or filled)[0]
     if of_split or len(filled) == 1:
         return sheets[chosen], ()
     return sheets[chosen], (
-        f"of {len(filled)} sheets with cells the first is read, {chosen!r}; write {path.name}#NAME for another",
+        f"of {len(filled)} sheets with cells {chosen!r} is read; write {path.name}#NAME for another",
     )
+
+
+def _is_table(sheet: Any) -> bool:
+    """Return True for a sheet with rows of several cells, which notes about a workbook are not."""
+    wide = (cells for _, cells in _rows(sheet, "") if isinstance(cells, list) and len(filled(cells)) > 1)
+    return len(list(islice(wide, _FEWEST_ROWS))) == _FEWEST_ROWS
 
 
 def _rows(sheet: Any, name: str) -> Iterator[Cells]:
@@ -112,7 +123,7 @@ def _rows(sheet: Any, name: str) -> Iterator[Cells]:
         while texts and not texts[-1].strip():
             texts.pop()
         if texts:
-            width = width or len(texts)
+            width = max(width, len(texts))
             yield f"{name}:{number}", texts + [""] * (width - len(texts))
 
 

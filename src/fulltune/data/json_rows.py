@@ -194,8 +194,18 @@ def _part(value: Any, name: str, split: str, named_part: str, wanted: Collection
         value = value[keys[0]]
     elif named_part:
         raise _no_splits(name, named_part)
-    inner = _wrapping_key(value, wanted)
-    return (".".join(keys), value) if inner is None else (".".join([*keys, inner]), value[inner])
+    while (inner := _wrapping_key(value, wanted) or _envelope(value, wanted)) is not None:
+        keys.append(inner)
+        value = value[inner]
+    return ".".join(keys), value
+
+
+def _envelope(value: Any, wanted: Collection[str]) -> str | None:
+    """Return the usual key under which an object with the rows is, as in ``{"data": {"clauses": […]}}``, or None."""
+    if not isinstance(value, dict) or isinstance(value, _Repeating):
+        return None
+    inner = [str(key) for key, part in value.items() if key in _WRAPPERS and _wrapping_key(part, wanted) is not None]
+    return inner[0] if len(inner) == 1 else None
 
 
 def _has_splits(value: Any) -> bool:

@@ -14,6 +14,9 @@ from fulltune.records.run import FileFormat
 #: Number of rows that are compared with the first line to decide whether it is a header.
 _LOOK_AHEAD = 100
 
+#: Rows above the column names that may be a title.
+_TITLES = 5
+
 #: Cells with at least this many words are not column names.
 _SENTENCE = 6
 
@@ -36,12 +39,19 @@ def open_table(
     Raises:
         DataError: The header is missing or ambiguous.
     """
-    place, header = next(rows, (f"{name}:1", []))
+    sample = list(islice(rows, _LOOK_AHEAD))
+    above = titles([cells if isinstance(cells, list) else [] for _, cells in sample], wanted or ())
+    place, header = sample[above] if sample else (f"{name}:1", [])
     if isinstance(header, Problem):
         raise DataError(header)
-    sample = list(islice(rows, _LOOK_AHEAD))
     columns = [column.strip() for column in header]
     assumed = list(form.assumed)
+    if above:
+        shown = ", ".join(
+            repr(shortened(filled(cells)[0], 30)) for _, cells in sample[:above] if isinstance(cells, list)
+        )
+        assumed.append(f"a title is above the column names: {shown} {'is' if above == 1 else 'are'} not read")
+    sample = sample[above + 1 :]
     if trimmed or any(cell != cell.strip() for cell in header):
         trimmed = True
         assumed.append("the header has spaces around names: spaces around cells are removed")
@@ -59,6 +69,40 @@ def open_table(
     form = form.model_copy(update={"assumed": tuple(assumed)})
     items: Iterator[Item] = (_row(where, cells, columns, trimmed) for where, cells in chain(sample, rows))
     return Opened(tuple(dict.fromkeys(columns)), chain([form], items), doubt)
+
+
+def titles(rows: Sequence[list[str]], wanted: Collection[str] = ()) -> int:
+    """Return how many of the first rows are a title above the column names.
+
+    A title is alone in its row. What follows is a table: names in several cells, and most rows with as many. Prose in a
+    single column has commas too, so that a title without empty cells beside it must not look like a column name.
+    """
+    for above, header in enumerate(rows[: _TITLES + 1]):
+        names, below = filled(header), rows[above + 1 :]
+        if len(names) > 1:
+            wide = sum(len(filled(cells)) > 1 for cells in below)
+            is_table = below and len(names) == len(_without_end(header)) and wide > 0.9 * len(below)
+            is_header = all(map(_is_name, names))
+            return above if is_table and is_header else 0
+        if not names or set(names) & set(wanted) or not (len(header) > 1 or " " in names[0].strip()):
+            return 0
+    return 0
+
+
+def _is_name(cell: str) -> bool:
+    """Return True if a cell can be a column name; the comma of a sentence is followed by a space."""
+    return not (cell[0].isspace() or _is_number(cell) or len(cell.split()) >= _SENTENCE)
+
+
+def filled(cells: Sequence[str]) -> list[str]:
+    """Return the cells that are not blank."""
+    return [cell for cell in cells if cell.strip()]
+
+
+def _without_end(cells: Sequence[str]) -> list[str]:
+    """Return the cells up to the last one that is not blank."""
+    last = max((place for place, cell in enumerate(cells) if cell.strip()), default=-1)
+    return list(cells[: last + 1])
 
 
 def _check_unique(columns: Sequence[str], place: str, wanted: Collection[str] | None, doubt: Problem | None) -> None:

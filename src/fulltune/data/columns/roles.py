@@ -33,14 +33,16 @@ def _stems(name: str) -> frozenset[str]:
 _WORDS = {
     "text": (
         "text texts txt body content sentence sentences document clause review message utterance tweet post "
-        "comment passage story abstract query input description recenze zprava veta popis zneni ustanoveni klauzule obsah tekst tresc opinia klauzula "
+        "comment passage story abstract query input description recenze zprava veta popis zneni ustanoveni "
+        "klauzule obsah tekst tresc opinia klauzula "
         "satz nachricht beschreibung klausel texte phrase avis texto frase mensaje testo clausula clausola текст отзыв "
         "сообщение предложение пункт"
     ),
     "label": (
         "label labels class classes category categories target sentiment topic intent tag tags type y gold emotion "
         "rating stars score polarity verdict outcome decision stance entailment status priority department kind "
-        "typ druh rodzaj tipo тип вид hodnoceni trida kategorie stitek tema sentyment etykieta kategoria klasa klasse thema etiquette categorie "
+        "typ druh rodzaj tipo тип вид hodnoceni trida kategorie stitek tema sentyment etykieta kategoria klasa "
+        "klasse thema etiquette categorie "
         "classe etiqueta categoria clase метка класс категория тема тональность"
     ),
     "group": (
@@ -100,6 +102,11 @@ class Choice:
     @property
     def name(self) -> str:
         return self.column.name if self.column else ""
+
+    @property
+    def candidates(self) -> tuple[Profile, ...]:
+        """All columns that could be chosen, best first."""
+        return (self.column, *self.others) if self.column else ()
 
 
 def is_called(column: Profile, role: str) -> bool:
@@ -194,9 +201,7 @@ def pair(columns: Sequence[Profile]) -> tuple[Profile, Profile] | None:
     """
     free = [one for one in columns if one.kind in ("text", "short text", "repeated")]
     free = [one for one in free if one.kind == "text" or is_called(one, "source") or is_called(one, "target")]
-    free = [
-        one for one in free if not _stems(one.name) & (_METADATA - _NAMES["source"]) and not _is_title(one, free)
-    ]
+    free = [one for one in free if not _stems(one.name) & (_METADATA - _NAMES["source"]) and not _is_title(one, free)]
     if len(free) < 2:
         return None
     one, other = sorted(sorted(free, key=_as_pair, reverse=True)[:2], key=columns.index)

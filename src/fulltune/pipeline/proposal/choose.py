@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fulltune.data.columns import roles
-from fulltune.data.columns.profile import Profile, holds
+from fulltune.data.columns.profile import ColumnKind, Profile, holds
 from fulltune.data.folders import DOCUMENT_COLUMNS
 from fulltune.errors import ConfigError, DataError, Problem, did_you_mean, on_one_line
 from fulltune.runtime.config_file import as_value
@@ -19,6 +20,9 @@ _LISTED, _NAMED = 20, 5
 #: Column with the folder of a document, and mean number of words from which its texts are not classified.
 _FOLDER = DOCUMENT_COLUMNS[1]
 _LONG = 400
+
+#: Mean number of words from which repeated values are sentences.
+_SENTENCE = 3
 
 #: Names of the two columns of a prompt and its completion.
 _PROMPTS = frozenset({"prompt", "instruction", "context"})
@@ -69,6 +73,31 @@ def choose(columns: Sequence[Profile], asked: str | None, databases: Sequence[Pa
             raise ConfigError(f"init has no task {asked!r}", expected=f"one of {listed}", fix=fix, where="--task")
         return _TASKS[asked](columns, databases)
     return _by_content(columns, databases)
+
+
+#: Kinds of columns among which a role is chosen; the last one is that of a column which is named for it.
+_KINDS: Mapping[str, tuple[ColumnKind, ...]] = {
+    "text": ("short text", "repeated", "text"),
+    "label": ("labels", "category"),
+}
+
+
+def narrowed(columns: Sequence[Profile], named: Mapping[str, str]) -> list[Profile]:
+    """Return the columns without those that compete with the ones which are named for a role.
+
+    Raises:
+        ConfigError: There is no such column; lists what each column holds.
+    """
+    for role, name in named.items():
+        known = [one.name for one in columns]
+        if name not in known:
+            fix = f"{did_you_mean(name, known) or 'choose one of these.'} The columns are:\n{seen(columns)}"
+            raise ConfigError(f"no column {name!r}", expected="a column of the data", fix=fix, where=f"--{role}")
+    for role, name in named.items():
+        kinds = _KINDS[role]
+        rest = [one for one in columns if one.kind not in kinds or one.name in named.values()]
+        columns = [replace(one, kind=kinds[-1]) if one.name == name and one.kind not in kinds else one for one in rest]
+    return list(columns)
 
 
 def _by_content(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
@@ -170,6 +199,7 @@ def _causal_lm(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
     if not texts:
         raise _nothing(columns, "no column of text", task="causal-lm")
     notes = [_unread(other, "text") for other in texts[1:]]
+    notes += [_other("label", other) for other in roles.label(columns, required=True).candidates if other.distinct > 1]
     because = "texts without labels" if len(columns) > 1 else "text alone"
     return Choice("causal-lm", {"text": texts[0]}, because, notes=tuple(notes))
 
@@ -188,7 +218,7 @@ def _text2sql(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
     if not queries:
         raise _nothing(columns, "no column of SQL queries", task="text2sql")
     sql = max(queries, key=lambda one: (one.name.lower() == "sql", roles.is_called(one, "sql"), -one.words))
-    texts = roles.texts(columns, without={one.name for one in queries})
+    texts = roles.texts(columns, without={one.name for one in queries}) or _repeated_texts(columns)
     if not texts:
         raise _nothing(columns, "no column of questions besides the queries", task="text2sql")
     question = max(texts, key=lambda one: roles.is_called(one, "question"))
@@ -200,6 +230,11 @@ def _text2sql(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
     elif len(databases) != 1:
         raise _not_one(columns, databases)
     return Choice("text2sql", chosen, f"`{sql.name}` has SQL queries", notes=tuple(notes))
+
+
+def _repeated_texts(columns: Sequence[Profile]) -> list[Profile]:
+    """Return the columns of sentences of which each occurs in several rows, as questions made by a template do."""
+    return [one for one in columns if one.kind == "category" and one.words >= _SENTENCE]
 
 
 _TASKS: dict[str, Callable[[Sequence[Profile], Sequence[Path]], Choice]] = {
@@ -270,8 +305,9 @@ def _is_twin(column: Profile, columns: Sequence[Profile]) -> bool:
 
 
 def _other(role: str, column: Profile) -> str:
-    key = "labels" if role == "label" and column.kind == "labels" else role
-    return f"`{column.name}` could be the {role} too: data.{key}: {as_value(column.name)}"
+    if role == "label":
+        return f"`{column.name}` could be the label too: fulltune init … --label {shlex.quote(column.name)}"
+    return f"`{column.name}` could be the {role} too: data.{role}: {as_value(column.name)}"
 
 
 def _unread(column: Profile, role: str) -> str:

@@ -24,7 +24,7 @@ from fulltune.errors import ConfigError, DataError, Problem
 from fulltune.pipeline.proposal import base_models, settings
 from fulltune.pipeline.proposal import rows as reading
 from fulltune.pipeline.proposal.base_models import BaseModel
-from fulltune.pipeline.proposal.choose import Choice, choose
+from fulltune.pipeline.proposal.choose import Choice, choose, narrowed
 from fulltune.pipeline.proposal.config_text import Line, Section, reasons, to_mapping, to_text
 from fulltune.pipeline.proposal.language import language_of, texts_by_language
 from fulltune.pipeline.proposal.queries import Queries
@@ -113,6 +113,8 @@ def init(
     *,
     task: str | None = None,
     model: str | None = None,
+    text: str | None = None,
+    label: str | None = None,
     output: str | Path = "config.yaml",
     force: bool = False,
 ) -> Proposal:
@@ -123,6 +125,8 @@ def init(
             are assigned to splits by their names; SQLite databases are recognized.
         task: The task; inferred by default.
         model: The base model; by default one that is on this machine.
+        text: The column with the texts; inferred by default.
+        label: The column with the labels; inferred by default.
         output: Path of the config.
         force: Replace an existing file.
 
@@ -130,7 +134,7 @@ def init(
         The config and what it was inferred from.
 
     Raises:
-        ConfigError: The file exists, or there is no such task.
+        ConfigError: The file exists, or there is no such task or column.
         DataError: The data cannot be read, or its columns fit no task; lists what each column holds.
     """
     file = Path(output)
@@ -138,7 +142,11 @@ def init(
     _check_names(names, file, force)
     sources = reading.with_stored_splits(sort_sources(names))
     columns = columns_of(sources.train)
-    choice = choose(columns, task, sources.databases)
+    named = {role: column for role, column in (("text", text), ("label", label)) if column is not None}
+    if "label" in named and task not in (None, "classification"):
+        raise ConfigError(f"a label for the task {task}", expected="--task classification", field="--label")
+    asked = "classification" if "label" in named else task
+    choice = choose(narrowed(columns, named), asked, sources.databases)
     draft = _Draft.of(sources, columns, choice, model, file)
     sections = draft.sections()
     mapping = to_mapping(sections)
