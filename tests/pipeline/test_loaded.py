@@ -153,6 +153,8 @@ def test_a_run_is_named_in_every_way(classes: Run, monkeypatch: pytest.MonkeyPat
     assert fulltune.ask(text, classes.record).answers["tuned"].output == expected["prediction"]
     with pytest.raises(ConfigError, match="'gpt2' is neither a run nor a version"):
         fulltune.load("gpt2")
+    with pytest.raises(ConfigError, match=r"there is no run in .*none.*fulltune run CONFIG"):
+        fulltune.load("latest", out=folder / "none")
     with pytest.raises(ConfigError, match="Did you mean 'latest'"):
         fulltune.load("latst")
     with pytest.raises(ConfigError, match=r"(?s)no baseline 'nosuch'.*one of majority, tfidf"):

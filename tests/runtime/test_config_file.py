@@ -299,6 +299,7 @@ def test_a_misspelled_file_name_is_suggested(tmp_path: Path) -> None:
     [
         ("train.lr", "write it as train.learning_rate"),
         ("epochs", "write it as train.epochs"),
+        ("evaluation.baselines", "'baselines' is a key of its own, at the left margin"),
         ("num_train_epochs", "write it as train.epochs"),
         ("per_device_train_batch_size", "write it as train.batch_size"),
         ("train.lr_scheduler_type", "write it as train.scheduler"),

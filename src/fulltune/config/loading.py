@@ -271,6 +271,8 @@ def _right_key(key: str, parents: Sequence[Any], known: set[str]) -> str:
     sections = [name for name in _sections_with(key) if name != ".".join(map(str, parents))]
     if sections:
         return f"write it as {' or '.join(f'{name}.{key}' for name in sections)}"
+    if parents and key in Config.model_fields:
+        return f"{key!r} is a key of its own, at the left margin"
     close = closest(key, known)
     if difflib.SequenceMatcher(None, key.lower(), close).ratio() >= _TYPO:
         return f"did you mean {close!r}?"

@@ -19,6 +19,9 @@ from fulltune.tasks.base import Task
 #: Names for the base and the tuned model of the other run that is named, else of the newest.
 BASE, TUNED = "base", "tuned"
 
+#: Name for the newest run.
+LATEST = "latest"
+
 
 @dataclass(frozen=True)
 class NamedRun:
@@ -60,7 +63,14 @@ def _without_task(name: str, out: Path) -> Problem:
     expected = "a run or a version, whose task is used"
     fix = "name one (`fulltune models list` shows the versions), or give its task with --config CONFIG"
     if not (Path(name) / "config.json").is_file():
-        near = did_you_mean(name, _known(out))
+        known = _known(out)
+        if name == LATEST and known == [LATEST]:
+            return Problem(
+                f"there is no run in {out}",
+                expected,
+                "train one (`fulltune run CONFIG`), or name its folder with --out",
+            )
+        near = did_you_mean(name, known)
         fix = f"{near} Otherwise {fix}" if near else fix
         return Problem(f"{name!r} is neither a run nor a version", expected, fix)
     version = _version_in(Path(name), Registry(out))
@@ -73,7 +83,7 @@ def _known(out: Path) -> list[str]:
     """Return the names that runs and registered models have."""
     registry = Registry(out)
     runs = [path.parent.name for path in out.glob("*/record.json")]
-    return ["latest", *runs, *(registry.names() if registry.exists else ())]
+    return [LATEST, *runs, *(registry.names() if registry.exists else ())]
 
 
 def _version_in(folder: Path, registry: Registry) -> Version | None:

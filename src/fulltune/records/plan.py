@@ -51,7 +51,7 @@ class Plan(Model):
         memory: Bytes at the peak of training, by part; empty if it was not estimated.
         is_measured: ``memory`` was measured; otherwise it is an estimate from counts.
         seconds: Wall time of a run, by stage; empty if nothing was measured.
-        rough_seconds: Wall time of training alone, by a formula; None if ``seconds`` were measured.
+        rough_seconds: Wall time of training alone on a free machine, by a formula; None if ``seconds`` were measured.
         waiting: Fraction of the measuring in which this process waited for a core that other programs used: on a free
             machine, ``seconds`` are shorter by about this fraction.
         cores: Cores that the measuring used on average; None if nothing was measured.

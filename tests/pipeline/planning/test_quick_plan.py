@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from io import StringIO
+from itertools import accumulate, cycle
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,16 @@ def test_operations_are_six_per_weight_and_token_and_those_of_attention_and_the_
     assert rough_time.operations(target, both, lm=True) == 6 * (blocks / 2 * 14 + 100 * 8 * 4) + crossed
 
 
+def test_products_that_wait_for_a_core_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = StoredModel(
+        parameters=1, family="encoder", hidden=8, layers=2, feed_forward=32, vocabulary=100, window=64, tokenizer=None
+    )
+    waits = cycle([1 / 512, 1 / 1024, 1 / 16])
+    clock = accumulate(waits)
+    monkeypatch.setattr(rough_time.time, "perf_counter", lambda: next(clock))
+    assert rough_time.operations_per_second(model) == 2 * 256 * 8 * 32 * 1024
+
+
 def test_the_command_shows_what_is_estimated(tmp_path: Path) -> None:
     path = write(tmp_path, config(tmp_path, "bert"))
     shown = " ".join(CliRunner().invoke(app, ["plan", path, "--quick"]).stdout.split())
@@ -190,7 +201,13 @@ def test_the_command_shows_what_is_estimated(tmp_path: Path) -> None:
     assert "a difference of 39.6 points of Macro-F1, if 20% of 10 rows become right or wrong" in shown
     parsed = json.loads(CliRunner().invoke(app, ["plan", path, "--quick", "--json"]).stdout)
     assert parsed["is_measured"] is False
-    for waiting, said in ((0.1, ""), (0.574, "waited 57% of the time for a core. Without them, it takes about 43%")):
+    for waiting, said in (
+        (0.1, ""),
+        (
+            0.574,
+            "waited 57% of the time for a core. The time is that without them; beside them, a run takes about 2 times",
+        ),
+    ):
         written = StringIO()
         Console(width=300, file=written).print(runs.plan(Plan.model_validate(parsed | {"waiting": waiting})))
         assert ("Other programs use this machine" in written.getvalue()) == bool(said)

@@ -366,6 +366,11 @@ def _shared(plan: Plan) -> list[str]:
     """Return a sentence if other programs slowed down the measuring of times."""
     if plan.waiting < _WAITING or not (plan.seconds or plan.rough_seconds):
         return []
+    if not plan.seconds:
+        return [
+            f"Other programs use this machine: this process waited {plan.waiting:.0%} of the time for a core. The time "
+            f"is that without them; beside them, a run takes about {1 / max(0.01, 1 - plan.waiting):.0f} times as long."
+        ]
     return [
         f"Other programs use this machine: during the measuring this process waited {plan.waiting:.0%} of the time for "
         f"a core. Without them, it takes about {1 - plan.waiting:.0%} of these times."
