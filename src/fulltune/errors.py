@@ -101,7 +101,7 @@ class FulltuneError(Exception):
         shown = _joined(self.problems)
         if len(shown) == 1:
             return str(shown[0])
-        lines = [f"{len(self.problems)} problems:"]
+        lines = [f"{len(shown)} problems:"]
         lines += [f"  - {problem}" for problem in shown[:SHOWN]]
         if len(shown) > SHOWN:
             lines.append(f"  … and {len(shown) - SHOWN} more.")

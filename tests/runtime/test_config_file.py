@@ -143,7 +143,7 @@ def test_values_of_another_type_are_reported_in_plain_language(tmp_path: Path) -
 
 def test_all_ambiguous_keys_are_reported_at_once(tmp_path: Path) -> None:
     message = refused(tmp_path, BASE + "train: {seed: 1, seed: 2}\ndata: {}\ntrue: 1\n")
-    assert message.startswith("3 problems")
+    assert message.startswith("2 problems")
 
 
 @pytest.mark.parametrize("shape", ["&a{n} [{parts}]", "&a{n} {{<<: [{parts}]}}"])
@@ -359,7 +359,7 @@ def test_the_same_problem_in_many_places_is_one_line() -> None:
     one = "rows.csv:2, rows.csv:3, rows.csv:4 and 93 more, field 'text': empty text; expected text. Fill it in."
     assert str(DataError(problems)) == one
     several = DataError([*problems, Problem("no rows", where="other.csv")])
-    assert str(several) == f"97 problems:\n  - {one}\n  - other.csv: no rows."
+    assert str(several) == f"2 problems:\n  - {one}\n  - other.csv: no rows."
     assert len(several.problems) == 97
 
 
