@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fakes
@@ -21,6 +22,7 @@ from fulltune.models import inference
 from fulltune.models.bundle import Bundle, family_of
 from fulltune.models.fast_kernels import fast_kernels
 from fulltune.models.fast_paths import options
+from fulltune.models.save import save_model
 from fulltune.models.token_ids import Text, decode
 from fulltune.training.batches.packing import packs
 from fulltune.training.batches.row_groups import row_groups
@@ -250,3 +252,16 @@ def test_documents_are_not_packed_across_a_change_of_positions() -> None:
     for longest in (CHANGE, CHANGE + 1):
         data = {"train": "x.jsonl", "max_length": longest}
         assert packs(model, load_config({"model": "x", "task": "causal-lm", "data": data})) == (longest == CHANGE)
+
+
+@pytest.mark.parametrize(("layers", "expected"), [(2, True), (3, False)])
+def test_a_saved_model_generates_without_a_cache_that_fails(layers: int, expected: bool, tmp_path: Path) -> None:
+    """The cache of transformers has the layers of the encoder: a longer decoder fails with it."""
+    bundle = fakes.bundle("t5", num_decoder_layers=layers)
+    save_model(bundle, tmp_path)
+    plain = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert plain.generation_config.use_cache is expected
+    ids = bundle.tokenizer("the fox met a king").input_ids
+    [answer] = inference.generate(bundle, [ids], 1, 6)
+    new = plain.generate(torch.tensor([ids]), max_new_tokens=6)[0]
+    assert bundle.tokenizer.decode(new, skip_special_tokens=True) == answer.text

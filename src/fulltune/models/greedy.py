@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -21,9 +22,10 @@ from fulltune.models import fast_paths
 from fulltune.models.bundle import Bundle, quiet
 from fulltune.models.cache_names import CACHE
 from fulltune.models.likelihoods import pad_id
+from fulltune.models.modes import in_mode
 from fulltune.models.padding import pad
 from fulltune.models.prefix_cache import PrefixCache
-from fulltune.models.reconcile import stop_ids
+from fulltune.models.reconcile import own_limit, stop_ids
 from fulltune.models.teacher_forcing import start_id
 
 _log = logging.getLogger(__name__)
@@ -37,6 +39,12 @@ BATCH_ERROR = 2e-5
 
 #: Largest accepted relative difference of distances between logits: 30 layers in float32 cause 3e-5.
 TOLERANCE = 3e-4
+
+#: Name of the fast path that keeps the keys and values of a row.
+_CACHE = "a cache in generation"
+
+#: Length of the probe text of :func:`cache_is_neutral`, and number of its new tokens.
+_PROBE = 12
 
 Rows = Sequence[Sequence[int]]
 
@@ -134,7 +142,7 @@ class GreedyDecoding:
         self.max_new_tokens = max_new_tokens
         self.model: Any = bundle.model
         self.is_decoder = bundle.family == "decoder"
-        self.stops, _ = stop_ids(bundle.model, bundle.tokenizer)
+        self.stops: Sequence[int] = stop_ids(bundle.model, bundle.tokenizer)[0]
         self.settings = decoding_settings(bundle, max_new_tokens)
         self.prefixes = prefixes
 
@@ -194,7 +202,7 @@ class GreedyDecoding:
             )
         is_ragged = len({len(row) for row in batch}) > 1
         batched = "padding in generation" if is_ragged else "a batch in generation"
-        name = batched if len(batch) > 1 else "a cache in generation"
+        name = batched if len(batch) > 1 else _CACHE
         paths.append((name, lambda is_checked: self._generated(batch, 0, is_checked)))
         return paths
 
@@ -240,6 +248,14 @@ class GreedyDecoding:
                 watch(batch[place], certain[place])
 
         return follow
+
+    @torch.inference_mode()
+    def cache_agrees(self, row: Sequence[int]) -> bool:
+        """Return whether new tokens with a cache are those of plain passes over the row, also after an end token."""
+        self.stops = ()
+        self.settings.eos_token_id = None
+        compute = partial(self._generated, [row], 0)
+        return self._checked(_CACHE, [row], compute) is not None
 
     # ---- Plain decoding ----
 
@@ -289,6 +305,15 @@ class GreedyDecoding:
             inputs["logits_to_keep"] = count
         logits: Tensor = self.model(**inputs).logits[0, -count:].float()
         return logits
+
+
+def cache_is_neutral(bundle: Bundle) -> bool:
+    """Return whether tokens generated with a cache are those of plain passes, on a probe text."""
+    limit = own_limit(bundle.model) or 2 * _PROBE
+    size = max(1, min(_PROBE, limit // 2))
+    [row] = fast_paths.probes(bundle.model, [size])
+    with in_mode(bundle.model, training=False):
+        return GreedyDecoding(bundle, PrefixCache(bundle), size).cache_agrees(row)
 
 
 def _compared_rows(batch: Rows) -> list[int]:
