@@ -35,6 +35,8 @@ def test_accelerate_accepts_every_preset(preset: str, offload: bool, tmp_path: P
         with pytest.raises(ConfigError, match="ddp cannot offload"):
             accelerate_config(Launch(preset, 2, offload))
         return
+    if preset.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="needs fulltune[deepspeed]")
     found = _accepted(accelerate_config(Launch(preset, 4, offload)), tmp_path)
     assert (found.num_processes, found.num_machines, found.mixed_precision) == (4, 1, "no")
     assert (found.use_fsdp, found.use_deepspeed, found.multi_gpu) == (

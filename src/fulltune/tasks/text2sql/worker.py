@@ -174,6 +174,7 @@ class Worker:
         database.guard.begin()
         database.connection.set_progress_handler(until, _STEPS)
         try:
+            _check_characters(request["sql"])
             with closing(database.connection.execute(request["sql"])) as cursor:
                 names = [column[0] for column in cursor.description or ()]
                 return _read(cursor, request["rows"]) | {"columns": names}
@@ -253,6 +254,17 @@ def _until(request: Answer) -> Callable[[], bool]:
     return lambda: time.perf_counter() > end
 
 
+def _check_characters(sql: str) -> None:
+    """Check that SQLite can read all characters; Python 3.10 would run statements up to a null character.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    sql.encode()
+    if "\0" in sql:
+        raise ValueError("it contains a null character")
+
+
 def _stopped(limit: str, why: str) -> Answer:
     return {"error": f"stopped: {why}", "limit": limit}
 
@@ -262,7 +274,8 @@ def _failure(error: Exception, refused: str, seconds: float) -> Answer:
         return {"error": refused}
     if str(error) == "interrupted":
         return _stopped("time", f"it ran longer than {seconds:g} s")
-    if isinstance(error, UnicodeDecodeError):
+    # SQLite's message names the column; where it cannot be decoded, Python 3.10 raises an error without a message.
+    if isinstance(error, UnicodeDecodeError) or (type(error) is sqlite3.DatabaseError and not error.args):
         return {"error": "the name of a column is not valid UTF-8"}
     if "string or blob too big" in str(error):
         return _stopped("size", f"a text, blob or row is longer than {MAX_VALUE >> 20} MiB")
@@ -338,6 +351,7 @@ def _create(request: Answer) -> Answer:
         connection.set_authorizer(authorize)
         connection.set_progress_handler(_until(request), _STEPS)
         try:
+            _check_characters(request["sql"])
             connection.executescript(request["sql"])
             reading = True
             return _serialise(connection)
