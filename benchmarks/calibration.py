@@ -4,6 +4,7 @@
     python benchmarks/calibration.py power [KIND …]    # true gains
     python benchmarks/calibration.py enumerate         # 0/1 scores, every possible outcome
     python benchmarks/calibration.py skewed            # mean difference 0, but not symmetric: what no test withstands
+    python benchmarks/calibration.py failures          # "not worse" by a margin, if failures are rare
 
 Each command prints a Markdown table (docs/evidence.md). ``--rows 5,6,10`` selects the numbers of rows, ``--trials 500``
 the number of pairs per cell, ``--seed 1`` other random pairs. Percentages of ``null``:
@@ -34,6 +35,7 @@ ROWS = (5, 6, 10, 20, 50, 200, 800)
 TRIALS = {5: 2000, 6: 2000, 10: 2000, 20: 2000, 50: 1000, 200: 600, 800: 300}
 RATES = (0.5, 0.8, 0.95, 0.99)
 GROUP = 5
+SPREADS = (0.001, 0.05, 0.15)
 LABELS = ("a", "b", "c")
 
 Array = NDArray[np.float64]
@@ -256,6 +258,27 @@ def skewed_cell(kind: Kind, n: int, trials: int, seed: int) -> list[float]:
     return (100 * counts / trials).tolist()
 
 
+def failures_cell(spread: float, n: int, trials: int, seed: int) -> list[float]:
+    """Return the percentages of claims that a mean is not worse by 2 points, with and without room for unseen failures.
+
+    The first two are of a system that fails completely on 1 row in 28, which costs 2 points, so that every claim is
+    false; the others are of one that is equally good.
+    """
+    random, kind, margin = np.random.default_rng(seed), KINDS["overlap with zeros"], 0.02
+    counts = np.zeros(4)
+    for _ in range(trials):
+        before = np.clip(random.normal(28 * margin, 0.15, n), 0, 1)
+        equal = np.clip(before + random.normal(0, spread, n), 0, 1)
+        draws = {"resamples": 500, "seed": int(random.integers(2**31))}
+        claims = []
+        for after in (np.where(random.random(n) < 1 / 28, 0.0, equal), equal):
+            sides = [np.stack([values, np.ones(n)], axis=1) for values in (after, before)]
+            pair = PairedRows(kind.metric, *_rows(kind, *sides), **draws)
+            claims += [pair.not_worse(margin, 0.95).verdict == "not worse", pair.interval()(0.95)[0] > -margin]
+        counts += claims
+    return (100 * counts / trials).tolist()
+
+
 def _test(kind: Kind, a: Rows, b: Rows) -> float:
     """Return the p-value of the test alone."""
     if not kind.grouped and intervals.is_fraction(kind.metric, a.units, b.units):
@@ -300,7 +323,7 @@ def table(header: Sequence[str], lines: Iterable[tuple[Sequence[str], Sequence[f
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["null", "power", "enumerate", "skewed"])
+    parser.add_argument("part", choices=["null", "power", "enumerate", "skewed", "failures"])
     parser.add_argument("kinds", nargs="*", default=list(KINDS))
     parser.add_argument("--rows", default=",".join(map(str, ROWS)))
     parser.add_argument("--trials", type=int)
@@ -324,6 +347,13 @@ def main() -> None:
         header = ("differences", "n", "better", "worse", "test alone")
         cases = ((kind, n) for kind in SKEWED.values() for n in sizes)
         table(header, (((k.name, str(n)), skewed_cell(k, n, trials(n) // 2, options.seed)) for k, n in cases))
+    elif options.part == "failures":
+        header = ("others differ by", "n", "false claims", "without room", "true claims", "without room")
+        cells = ((spread, n) for spread in SPREADS for n in sizes)
+        table(
+            header,
+            (((f"{spread:g}", str(n)), failures_cell(spread, n, trials(n), options.seed)) for spread, n in cells),
+        )
     else:
         header = ("score", "n", "gain", "improved", "test alone", "bootstrap")
         cases = ((kind, n, gain) for kind in kinds for gain in kind.gains for n in sizes)

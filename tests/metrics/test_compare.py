@@ -16,10 +16,14 @@ from fulltune.metrics.accumulate import Accumulator, Rows
 from fulltune.metrics.base import Metric
 from fulltune.metrics.compare import PairedRows, agreed, holm, not_worse, paired, relative_loss, smallest_that_counts
 from fulltune.metrics.fractions import mcnemar, tango, tango_z, wilson
+from fulltune.metrics.ratios import mean_of
 from fulltune.metrics.resampling import _bca, grouped, interval_of, standard_error, swap_test
 from fulltune.records.run import Prediction
 
 EXACT, BITS = get("exact_match"), get("bits_per_byte")
+MEAN = mean_of(
+    lambda prediction: np.array([prediction.values["score"], 1.0]), name="score", direction="higher", source=""
+)
 LABELS = ("a", "b", "c")
 MACRO_F1, ACCURACY, MCC = (known(LABELS)[name] for name in ("macro_f1", "accuracy", "mcc"))
 
@@ -49,6 +53,10 @@ def losses(nats: Numbers, sizes: Numbers | None = None, groups: Sequence[object]
     names = [""] * len(nats) if groups is None else [f"g{group}" for group in groups]
     count = np.full(len(nats), 1 / math.log(2)) if sizes is None else sizes
     return filled(BITS, [row(i, names[i], nll=float(x), bytes=float(count[i])) for i, x in enumerate(nats)])
+
+
+def scored(values: Numbers) -> Accumulator:
+    return filled(MEAN, [row(index, score=float(value)) for index, value in enumerate(values)])
 
 
 def labeled(truth: Sequence[str] | np.ndarray, answers: Sequence[str] | np.ndarray, metric: Metric) -> Accumulator:
@@ -286,6 +294,31 @@ def test_not_worse_needs_rows_and_a_margin() -> None:
     assert few.verdict == "cannot tell"  # equal answers of 30 rows do not exclude a loss of two points
     with pytest.raises(ValueError, match="margin must be above 0"):
         not_worse(hits(a), hits(b), EXACT, 0.0)
+
+
+def test_not_worse_leaves_room_for_failures_that_no_row_shows() -> None:
+    """If 1 row in 30 fails completely, none of 20 does in half of the cases, and the others hardly differ."""
+    random = np.random.default_rng(28)
+    before = random.normal(0.6, 0.1, 200)
+    after = before + random.normal(0, 0.001, 200)
+    system = {n: [scored(values[:n]) for values in (after, before)] for n in (20, 100, 200)}
+    claims = {n: not_worse(*pair, MEAN, 0.02).verdict for n, pair in system.items()}
+    assert claims == {20: "cannot tell", 100: "cannot tell", 200: "not worse"}
+    found = not_worse(*system[100], MEAN, 0.1)
+    assert found.verdict == "not worse"
+    assert found.p < 0.025
+    low = PairedRows.of(*system[100], MEAN, 500, 1)
+    limit = low.with_unseen(low.interval())(0.95)[0]
+    assert limit == pytest.approx(low.delta - after[:100].mean() * (1 - 0.025**0.01))
+
+
+def test_scores_of_any_size_are_compared_alike() -> None:
+    """What rounding may cause depends on the size of the scores."""
+    random = np.random.default_rng(29)
+    a, b = random.normal(1.5, 1, 25), random.normal(1, 1, 25)
+    found = [paired(losses(size * a), losses(size * b), BITS) for size in (1.0, 1e-13, 1e12)]
+    assert 0.001 < found[0].p < 0.5
+    assert len({(one.p, one.verdict) for one in found}) == 1
 
 
 def test_not_worse_and_the_interval_say_the_same() -> None:

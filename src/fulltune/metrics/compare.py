@@ -105,20 +105,23 @@ def not_worse(
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 17,
+    artifact: float = 0.0,
 ) -> NotWorse:
     """Test that ``a`` is not worse than ``b`` by ``margin`` or more.
 
     The test inverts the interval of the difference (for 0/1 scores it is the equivalence test of Tango 1998). That no
-    difference was detected proves nothing of the kind: few rows never detect one.
+    difference was detected proves nothing of the kind: few rows never detect one. Rows of a bounded score may also fail
+    completely, too seldom to occur among so few: the limit leaves room for them (:meth:`PairedRows.with_unseen`).
 
     Args:
         a, b, metric, resamples, confidence, seed: As in :func:`paired`.
         margin: Smallest loss that matters, above 0, as :func:`smallest_that_counts` reads it.
+        artifact: Advantage of ``a`` that is none, in the same unit: it may hide as large a loss.
 
     Raises:
         IncompatibleError: The two were not scored on the same rows.
     """
-    return PairedRows.of(a, b, metric, resamples, seed).not_worse(margin, confidence)
+    return PairedRows.of(a, b, metric, resamples, seed).not_worse(margin, confidence, artifact)
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -254,18 +257,20 @@ class PairedRows:
             p=p,
         )
 
-    def not_worse(self, margin: float, confidence: float) -> NotWorse:
+    def not_worse(self, margin: float, confidence: float, artifact: float = 0.0) -> NotWorse:
         """Return the result of the test of :func:`not_worse`."""
         if not margin > 0:
             raise ValueError(f"margin must be above 0, not {margin}")
-        margin = smallest_that_counts(self.metric, float(self.metric.value(self.b.units.sum(axis=0))), margin)
+        reference = float(self.metric.value(self.b.units.sum(axis=0)))
+        margin = smallest_that_counts(self.metric, reference, margin)
+        hidden = margin - smallest_that_counts(self.metric, reference, artifact)
         if not self.enough(confidence) or not math.isfinite(self.delta):
             verdict: Literal["cannot tell", "too few rows"] = (
                 "cannot tell" if self.enough(confidence) else "too few rows"
             )
             return NotWorse(margin=margin, p=math.nan, verdict=verdict)
         higher = self.metric.direction == "higher"
-        interval, bound = self.interval(), -margin if higher else margin
+        interval, bound = self.with_unseen(self.interval()), -hidden if higher else hidden
         low, high = interval(confidence)
         holds = low > bound if higher else high < bound
         beyond = self.delta <= bound if higher else self.delta >= bound
@@ -275,6 +280,27 @@ class PairedRows:
             p=1 - level / 2 if beyond else level / 2,
             verdict="not worse" if holds else "cannot tell",
         )
+
+    def with_unseen(self, interval: Interval) -> Interval:
+        """Return an interval of the difference with room for complete failures of ``a`` that no row shows.
+
+        If a row fails with a probability of ``f``, none of ``n`` does with ``(1 - f)^n``, so that the level excludes no
+        ``f`` below ``1 - level^(1/n)``, about 3.7 / n at 2.5% (Clopper & Pearson 1934; the rule of three of Hanley &
+        Lippman-Hand 1983). Each failure costs what ``a`` scores above the worst value. Resamples of rows without a
+        failure contain none, however often they are drawn.
+        """
+        if self.metric.bounds is None or self.is_fraction:
+            return interval
+        higher, (least, most) = self.metric.direction == "higher", self.metric.bounds
+        value, delta = float(self.metric.value(self.a.units.sum(axis=0))), self.delta
+        loss = value - least if higher else most - value
+
+        def wider(confidence: float) -> tuple[float, float]:
+            low, high = interval(confidence)
+            unseen = loss * (1 - ((1 - confidence) / 2) ** (1 / self.a.size))
+            return (min(low, delta - unseen), high) if higher else (low, max(high, delta + unseen))
+
+        return wider
 
     def detectable(self, confidence: float) -> float:
         """Return the smallest detectable difference; for 0/1 scores at least that of the fewest rows that decide."""

@@ -39,7 +39,7 @@ _BUDGET = 4 * 2**20
 ENUMERATED = 14
 SWAPS = 10_000
 
-#: Differences between sums that rounding may cause.
+#: Differences that rounding may cause, as a fraction of what is subtracted.
 _ROUNDING = 1e-12
 
 #: Function from a confidence level to an interval.
@@ -86,7 +86,8 @@ def swap_test(a: Array, b: Array, value: Value, *, seed: int = 17) -> tuple[floa
     observed = abs(float(difference(gaps.sum(axis=0))))
     if math.isnan(observed):
         return math.nan, 0
-    limit = observed - _ROUNDING * max(1.0, observed)
+    before, after = (abs(float(value(units.sum(axis=0)))) for units in (a, b))
+    limit = observed - _ROUNDING * max(before, after)
     if len(gaps) <= ENUMERATED:
         found = np.abs(difference(_all_signs(len(gaps)) @ gaps))
         return float(np.mean(found >= limit)), 2 ** len(gaps)
@@ -205,7 +206,7 @@ def _fraction_below(draws: Array, middle: float) -> float:
     """Return the fraction of draws below a value; equal ones count half, and it is never 0 or 1."""
     if not len(draws):
         return 0.5
-    near = _ROUNDING * max(1.0, abs(middle))
+    near = _ROUNDING * float(np.abs(draws[np.isfinite(draws)]).max(initial=abs(middle)))
     below, equal = (draws < middle - near).sum(), (np.abs(draws - middle) <= near).sum()
     return float(np.clip((below + 0.5 * equal) / len(draws), 1 / len(draws), 1 - 1 / len(draws)))
 
