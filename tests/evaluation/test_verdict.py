@@ -118,10 +118,78 @@ def test_a_column_of_numbers_is_a_score(tmp_path: Path) -> None:
     assert (found.metric, found.verdict, found.direction) == ("score", "improved", "lower")
     assert found.min_effect == pytest.approx(0.005 * found.a.value)
     named = fulltune.verdict(
-        *([{"id": row["id"], "wer": row["score"]} for row in rows] for rows in (a, b)), metric="wer"
+        *([{"id": row["id"], "stars": row["score"]} for row in rows] for rows in (a, b)), metric="stars"
     )
     assert isinstance(named, PairVerdict)
-    assert (named.metric, named.verdict) == ("wer", "worse")
+    assert (named.metric, named.verdict) == ("stars", "worse")
+
+
+@pytest.mark.parametrize("name", ["loss", "eval_loss", "WER", "perplexity_mean"])
+def test_a_column_that_is_low_when_good_needs_its_direction(name: str) -> None:
+    """A rising loss is no improvement."""
+    a, b = ([{"id": row, name: 1.0 + more + row % 4} for row in range(30)] for more in (0, 1))
+    for options in ({"metric": name}, {"columns": {"score": name}}):
+        with pytest.raises(ConfigError, match=r"suggests that a low number is good.*Add --lower-is-better"):
+            fulltune.verdict(a, b, **options)
+        told = [fulltune.verdict(a, b, lower_is_better=lower, **options) for lower in (True, False)]
+        assert [one.verdict for one in told if isinstance(one, PairVerdict)] == ["worse", "improved"]
+
+
+def test_a_confidence_beside_the_answers_is_not_compared_by_default() -> None:
+    """Pipelines write the confidence of an answer to a column ``score``; a higher one is no better answer."""
+    a, b = answers(range(10), score=[0.5] * 100), answers(range(10), score=[0.9] * 100)
+    with pytest.raises(ConfigError, match=r"may be a confidence.*--metric accuracy"):
+        fulltune.verdict(a, b)
+    same, higher, named = (
+        fulltune.verdict(a, b, **options)
+        for options in ({"metric": "accuracy"}, {"metric": "score"}, {"columns": {"score": "score"}})
+    )
+    assert [one.verdict for one in (same, higher, named) if isinstance(one, PairVerdict)] == [
+        "no detectable change",
+        "improved",
+        "improved",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "count"),
+    [
+        ("document", [f"d{row // 20}" for row in range(100)], 5),
+        ("docId", [row // 20 for row in range(100)], 5),
+        ("text", [f"text {row // 4}" for row in range(100)], 25),
+        ("source_file", [f"{row // 10}.txt" for row in range(100)], 10),
+    ],
+)
+def test_a_column_that_looks_like_a_group_is_named(name: str, values: Sequence[Any], count: int) -> None:
+    """The requirement has to hold with groups too, unless the call states that rows are independent."""
+    wrong = range(0, 100, 4) if name == "text" else range(20)
+    a, b = answers(wrong, **{name: values}), answers([], **{name: values})
+    found = fulltune.verdict(a, b, metric="accuracy", require="improved")
+    assert isinstance(found, PairVerdict)
+    assert f"'{name}' has {count} values for 100 rows" in found.notes[-1]
+    assert f"With --group {name}: " in found.notes[-1]
+    grouped = fulltune.verdict(a, b, metric="accuracy", require="improved", group=name)
+    assert isinstance(grouped, PairVerdict)
+    assert (found.verdict, found.passed) == ("improved", grouped.passed)
+    alone = fulltune.verdict(a, b, metric="accuracy", require="improved", group="id")
+    assert isinstance(alone, PairVerdict)
+    assert (alone.verdict, alone.passed, len(alone.notes)) == ("improved", True, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("document_type", ["a", "b"] * 50),
+        ("text", ["the same prompt"] * 100),
+        ("text", [f"text {row}" for row in range(100)]),
+        ("doc_length", list(range(50)) * 2),
+        ("annotator", ["a", "b"] * 50),
+    ],
+)
+def test_other_columns_are_no_groups(name: str, values: Sequence[Any]) -> None:
+    found = fulltune.verdict(answers(range(20), **{name: values}), answers([], **{name: values}))
+    assert isinstance(found, PairVerdict)
+    assert len(found.notes) == 1
 
 
 def test_groups_are_swapped_as_a_whole(tmp_path: Path) -> None:
@@ -464,3 +532,36 @@ def test_a_better_system_that_guesses_is_named() -> None:
         notes.append(" ".join(found.notes))
     assert "cannot be told from guessing: MCC 0.000 (" in notes[0]
     assert "guessing" not in notes[1]
+    passed = [fulltune.verdict(one_label, given, metric="macro_f1", require="improved") for given in (guess, right)]
+    assert [found.passed for found in passed] == [False, True]  # as a run, which would be undecided
+    assert isinstance(passed[0], PairVerdict)
+    assert "so that the requirement does not hold" in " ".join(passed[0].notes)
+
+
+def test_free_answers_are_no_guess() -> None:
+    """Each question of a set has its own answer; a few right ones are known."""
+    none = [{"id": row, "target": f"answer {row}", "prediction": "unknown"} for row in range(40)]
+    some = [row | {"prediction": row["target"]} if row["id"] < 12 else row for row in none]
+    assert fulltune.verdict(none, some, require="improved").passed
+
+
+def test_likelihoods_of_more_bytes_are_no_improvement() -> None:
+    """They have fewer bits for each of them, and may hide a loss."""
+    counted = of(LIKELIHOODS, bytes=100)
+    longer, better = of(counted, bytes=109), of(counted, nll=30.0)
+    for given, verdict in ((longer, "no detectable change"), (better, "improved")):
+        found = fulltune.verdict(counted, given, metric="bits_per_byte")
+        assert isinstance(found, PairVerdict)
+        assert found.verdict == verdict
+        assert ("a difference of 0.09 of the score is no finding" in " ".join(found.notes)) == (given is longer)
+    hidden = fulltune.verdict(counted, of(longer, nll=45.0), metric="bits_per_byte", margin=0.02)
+    assert isinstance(hidden, PairVerdict)
+    assert hidden.not_worse is not None
+    assert hidden.not_worse.verdict == "cannot tell"
+
+
+def test_metrics_of_other_columns_need_no_answers() -> None:
+    a = [{"id": row, "nll": 40.0 + row % 5, "bytes": 20} for row in range(40)]
+    found = fulltune.verdict(a, of(a, nll=20.0), metric="bits_per_byte")
+    assert isinstance(found, PairVerdict)
+    assert found.verdict == "improved"

@@ -47,7 +47,7 @@ def run_action(place: Path, **given: str) -> tuple[int, dict[str, str]]:
     (step,) = (step for step in action()["runs"]["steps"] if step.get("id") == "verdict")
     values = {f"inputs.{name}": value for name, value in inputs.items()} | {"github.event.pull_request.number": "7"}
     filled = {
-        name: re.sub(r"\$\{\{ *([\w.]+) *\}\}", lambda match: values[match[1]], text)
+        name: re.sub(r"\$\{\{ *([\w.-]+) *\}\}", lambda match: values[match[1]], text)
         for name, text in step["env"].items()
     }
     files = {"GITHUB_STEP_SUMMARY": str(place / "summary"), "GITHUB_OUTPUT": str(place / "output")}
@@ -76,6 +76,19 @@ def test_a_change_passes_or_fails_with_a_summary_a_comment_and_a_report(
     assert files["output"] == f"passed={'true' if code == 0 else 'false'}\n"
     assert ElementTree.fromstring(files["junit.xml"]).get("failures") == str(int(code == 3))
     assert files["gh"].startswith("pr comment 7 --edit-last")
+
+
+def test_a_rising_loss_fails(tmp_path: Path) -> None:
+    for name, more in (("before", 0.0), ("after", 1.0)):
+        rows = [{"row": row, "loss": 1.0 + more + row % 3} for row in range(60)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    given = {"before": "before.jsonl", "after": "after.jsonl", "columns": "id=row score=loss"}
+    for number, (lower, code) in enumerate({"": 1, "true": 3, "false": 0}.items()):
+        place = tmp_path / str(number)
+        place.mkdir()
+        for name in ("before", "after"):
+            shutil.copy(tmp_path / f"{name}.jsonl", place)
+        assert run_action(place, **given, **{"lower-is-better": lower})[0] == code
 
 
 def test_files_that_cannot_be_compared_are_an_error_and_no_verdict(tmp_path: Path) -> None:

@@ -52,8 +52,9 @@ def verdict(
         Require | None, typer.Option("--require", help="Exit with 3 unless every system is this.")
     ] = None,
     lower: Annotated[
-        bool, typer.Option("--lower-is-better", help="A low number is good (for a column of numbers).")
-    ] = False,
+        bool | None,
+        typer.Option("--lower-is-better/--higher-is-better", help="A low number is good (for a column of numbers)."),
+    ] = None,
     columns: Annotated[
         list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help="id, target, prediction or score.")
     ] = None,

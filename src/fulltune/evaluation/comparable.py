@@ -80,6 +80,22 @@ def check_sizes(systems: Sequence[Answers], metric: Metric) -> None:
         raise DataError(problems)
 
 
+def size_difference(a: Answers, b: Answers, metric: Metric) -> float:
+    """Return how many bytes more the likelihoods of ``b`` are of, as a fraction of those of ``a``; 0 for other metrics.
+
+    Bits per byte differ by as much if one of them counts other bytes, so that no smaller difference is a finding.
+    """
+    if metric.name != "bits_per_byte":
+        return 0.0
+    one, two = (_total(system, "bytes") for system in (a, b))
+    return (two - one) / min(one, two) if min(one, two) > 0 else 0.0
+
+
+def _total(system: Answers, key: str) -> float:
+    rows = (numbers(row, "nll", key) for row in system.rows if row.id not in system.left_out)
+    return float(sum(pair[1] for pair in rows if pair is not None))
+
+
 def on_common_rows(systems: Sequence[Answers], scored: Sequence[Accumulator], metric: Metric) -> list[Accumulator]:
     """Return the systems on the rows that a metric applies to in all or in none; runs leave the others out.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fulltune.data.read import read_rows
 from fulltune.errors import ConfigError, DataError, Problem, closest
+from fulltune.evaluation.related_rows import Related, related
 from fulltune.metrics.run_comparison import predictions_of
 from fulltune.records.run import Prediction, read_record
 from fulltune.runtime.rows_file import as_source
@@ -46,6 +47,7 @@ class Answers:
         multi_label: True if rows may have several labels.
         left_out: Rows that a run leaves out of its scores.
         answered: False if a file has no targets or no predictions, or nothing but empty ones.
+        related: Column of a file by which rows belong together, if no column of groups was named.
     """
 
     name: str
@@ -56,10 +58,17 @@ class Answers:
     multi_label: bool = False
     left_out: frozenset[str] = field(default_factory=frozenset)
     answered: bool = True
+    related: Related | None = None
 
 
 def read_answers(
-    source: Any, out: str | Path = "runs", *, columns: Mapping[str, str] | None = None, score: str = "", group: str = ""
+    source: Any,
+    out: str | Path = "runs",
+    *,
+    columns: Mapping[str, str] | None = None,
+    score: str = "",
+    group: str = "",
+    of_values: bool = False,
 ) -> Answers:
     """Read the answers of one system.
 
@@ -70,6 +79,7 @@ def read_answers(
         columns: Names of columns by role (:data:`NAMES`), if they are not the usual ones.
         score: A column of numbers that is the score of each row; empty to find out.
         group: The column that names the group of each row.
+        of_values: True for a metric of other columns, such as ``nll`` and ``bytes``: no answers are needed.
 
     Raises:
         DataError: The file cannot be read, or its rows have no ids, answers or numbers; lists all problems.
@@ -83,7 +93,7 @@ def read_answers(
     found = read_rows(str(as_source(source, "rows")))
     if found.problems:
         raise DataError(found.problems)
-    roles = _roles(name, found.columns, dict(columns or {}), score, group)
+    roles = _roles(name, found.columns, dict(columns or {}), score, group, of_values)
     read, problems = [], list[Problem]()
     for row, where in zip(found.rows, found.places, strict=True):
         try:
@@ -97,7 +107,8 @@ def read_answers(
         raise DataError(_shortened(problems, name))
     several = any(_is_list(row.reference) for row in read)
     answered = roles.keys() >= {"target", "prediction"} and any(row.reference or row.output for row in read)
-    return Answers(name, tuple(read), found.columns, multi_label=several, answered=answered)
+    by = None if "group" in roles else related([row.id for row in read], found.rows, found.columns, roles.values())
+    return Answers(name, tuple(read), found.columns, multi_label=several, answered=answered, related=by)
 
 
 class _Bad(Exception):
@@ -125,7 +136,9 @@ def _of_run(name: str, out: str | Path) -> Answers:
     )
 
 
-def _roles(name: str, columns: Sequence[str], named: dict[str, str], score: str, group: str) -> dict[str, str]:
+def _roles(
+    name: str, columns: Sequence[str], named: dict[str, str], score: str, group: str, of_values: bool
+) -> dict[str, str]:
     """Return the column of each role.
 
     Raises:
@@ -147,7 +160,9 @@ def _roles(name: str, columns: Sequence[str], named: dict[str, str], score: str,
         problems.append(Problem(found, "two columns", "name the column of the answers", name, "prediction"))
     if "id" not in roles:
         problems.append(_missing("id", "id", columns, name, "a column `id` that names the row in all files"))
-    if not {"prediction", "score"} & set(roles):
+    if of_values:
+        pass
+    elif not {"prediction", "score"} & set(roles):
         problems.append(_missing("prediction", "prediction", columns, name, "a column `prediction`, or `score`"))
     elif "prediction" in roles and "score" not in roles and "target" not in roles:
         problems.append(_missing("target", "target", columns, name, "a column `target` with the expected answers"))

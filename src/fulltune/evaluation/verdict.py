@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from string import ascii_uppercase
@@ -12,11 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from fulltune.data.columns.roles import name_words
 from fulltune.data.duplicates import fold
 from fulltune.data.findings import rows
 from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
-from fulltune.evaluation.comparable import check_answered, check_rows, check_sizes, on_common_rows, with_groups
+from fulltune.evaluation.comparable import (
+    check_answered,
+    check_rows,
+    check_sizes,
+    on_common_rows,
+    size_difference,
+    with_groups,
+)
 from fulltune.evaluation.prediction_files import Answers, read_answers
+from fulltune.evaluation.related_rows import Related
 from fulltune.metrics import INFORMATIONAL, get, known, wording
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Array, Metric
@@ -27,6 +36,12 @@ from fulltune.records.verdict import ManyVerdicts, Measured, NotWorse, PairVerdi
 
 #: Default margin of "not worse": one point, or 1% of a score without bounds.
 MARGIN = 0.01
+
+#: Words in the name of a column whose low numbers are good.
+_LOW = frozenset(
+    {"loss", "losses", "nll", "error", "errors", "err", "wer", "cer", "ter", "mer", "perplexity", "ppl", "bpb", "bpc"}
+    | {"mae", "mse", "rmse", "brier", "regret", "latency", "seconds", "ms", "duration", "cost", "edits"}
+)
 
 #: Metrics of labels: a label in another spelling is another label.
 _OF_LABELS = frozenset({"accuracy", "macro_f1", "micro_f1", "mcc"})
@@ -40,7 +55,7 @@ def verdict(
     group: str | None = None,
     margin: float | None = None,
     require: Requirement | None = None,
-    lower_is_better: bool = False,
+    lower_is_better: bool | None = None,
     columns: Mapping[str, str] | None = None,
     min_effect: float = MIN_EFFECT,
     confidence: float = 0.95,
@@ -55,13 +70,16 @@ def verdict(
             :func:`~fulltune.evaluation.prediction_files.read_answers`.
         b: What is compared with it; ``improved`` means that it is better than ``a``.
         others: More of the kind of ``b``; p-values are then adjusted for their number (Holm 1979).
-        metric: Name of a metric, or of a column of numbers. By default that of the runs, else ``score`` if there is
-            such a column, else ``accuracy``.
+        metric: Name of a metric, or of a column of numbers. By default that of the runs, else ``accuracy`` if there
+            are answers, and ``score`` if there is such a column. Files with both need the name.
         group: Column that names the group of a row, such as its document. Groups are swapped and resampled as a whole.
+            If another column looks like one, the verdict states what it would be with it, and a requirement has to hold
+            with it too; the column of ids states that rows are independent.
         margin: Smallest loss that matters, for the test that ``b`` is not worse: 0.01 is a point of a score between 0
             and 1, and 1% of any other.
         require: What every system must be for ``passed``: ``improved``, or ``not-worse`` (margin 0.01 by default).
-        lower_is_better: True if a low score is good, for a column of numbers.
+        lower_is_better: True if a low score is good, for a column of numbers; by default a high one, unless the name
+            of the column contradicts.
         columns: Names of columns by role: ``id``, ``target``, ``prediction``, ``score``.
         min_effect: Smallest difference that counts, as ``evaluation.min_effect``.
         confidence: Confidence level of the intervals.
@@ -80,7 +98,7 @@ def verdict(
     _check(margin, require, min_effect, confidence, resamples)
     margin = MARGIN if margin is None and require == "not-worse" else margin
     systems = [_read(source, metric, out, columns, group or "") for source in (a, b, *others)]
-    measure = _metric(systems, metric, lower_is_better)
+    measure = _metric(systems, metric, lower_is_better, dict(columns or {}))
     check_answered(systems, measure)
     check_rows(systems, measure)
     check_sizes(systems, measure)
@@ -89,11 +107,11 @@ def verdict(
     scored = [_scored(system, measure).without(left_out) for system in systems]
     settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
     scored = on_common_rows(systems, scored, measure)
-    found = [paired(one, scored[0], measure, min_effect=min_effect, **settings) for one in scored[1:]]  # type: ignore[arg-type]
-    adjusted = holm([one.p for one in found])
-    is_column = measure.name not in known()
-    judge = _Judge(measure, systems, scored, _names(systems), confidence, margin, require, settings, is_column)
-    verdicts = tuple(judge.pair(index + 1, found[index], adjusted[index]) for index in range(len(found)))
+    judge = _Judge(measure, systems, scored, _names(systems), confidence, margin, require, min_effect, settings)
+    verdicts = judge.verdicts()
+    if by := _related(systems):
+        grouped = replace(judge, scored=[one.grouped_by(by.groups) for one in scored]).verdicts()
+        verdicts = tuple(_also_grouped(*both, by) for both in zip(verdicts, grouped, strict=True))
     if len(verdicts) == 1:
         return verdicts[0]
     return ManyVerdicts(
@@ -108,8 +126,9 @@ def verdict(
 def _read(source: Any, metric: str | None, out: str | Path, columns: Mapping[str, str] | None, group: str) -> Answers:
     """Read one system; a metric that is neither known nor a column is reported as such, not as a missing column."""
     score = metric if metric and metric not in known() else ""
+    of_values = metric in known() and not known()[str(metric)].reads_answers
     try:
-        return read_answers(source, out, columns=columns, score=score, group=group)
+        return read_answers(source, out, columns=columns, score=score, group=group, of_values=of_values)
     except DataError as error:
         if score and any(problem.field == score for problem in error.problems):
             names = ", ".join(sorted(known()))
@@ -133,8 +152,24 @@ class _Judge:
     confidence: float
     margin: float | None
     require: Requirement | None
+    min_effect: float
     settings: Mapping[str, Any]
-    is_column: bool = False
+
+    def verdicts(self) -> tuple[PairVerdict, ...]:
+        """Return the verdicts on all systems but the first, adjusted for their number."""
+        first, *others = self.scored
+        found = [
+            paired(
+                one, first, self.metric, min_effect=max(self.min_effect, abs(self._artifact(index))), **self.settings
+            )
+            for index, one in enumerate(others, start=1)
+        ]
+        adjusted = holm([one.p for one in found])
+        return tuple(self.pair(index + 1, *both) for index, both in enumerate(zip(found, adjusted, strict=True)))
+
+    def _artifact(self, index: int) -> float:
+        """Return by what fraction a system is better than the first only because it counts more bytes."""
+        return size_difference(self.systems[0], self.systems[index], self.metric)
 
     def pair(self, index: int, found: Comparison, adjusted: float) -> PairVerdict:
         if len(self.scored) > 2:
@@ -142,6 +177,8 @@ class _Judge:
         margin = self.margins[index - 1] if self.margins else None
         a, b = (self._measured(number) for number in (0, index))
         headline = wording.headline(a.name, b.name, a.value, b.value, self.metric, found, self.confidence)
+        guessing = self._guessing_note(index) if found.verdict == "improved" else ""
+        notes = self._notes(index, found, margin)
         return PairVerdict(
             metric=self.metric.name,
             label=wording.label(self.metric),
@@ -160,9 +197,9 @@ class _Judge:
             verdict=found.verdict,
             not_worse=margin,
             require=self.require or "",
-            passed=self._passed(found, margin),
+            passed=self._passed(found, margin) and not (guessing and self.require == "improved"),
             headline=headline,
-            notes=tuple(self._notes(index, found, margin)),
+            notes=tuple(note for note in (*notes[:1], guessing, *notes[1:]) if note),
         )
 
     def _adjusted(self, found: Comparison, adjusted: float) -> Comparison:
@@ -181,7 +218,10 @@ class _Judge:
         if self.margin is None:
             return []
         first, *others = self.scored
-        found = [not_worse(one, first, self.metric, self.margin, **self.settings) for one in others]
+        found = [
+            not_worse(one, first, self.metric, self.margin, artifact=max(0.0, self._artifact(index)), **self.settings)
+            for index, one in enumerate(others, start=1)
+        ]
         if len(found) == 1:
             return found
         adjusted = holm([one.p for one in found])
@@ -200,16 +240,19 @@ class _Judge:
 
     def _notes(self, index: int, found: Comparison, margin: NotWorse | None) -> list[str]:
         shown = [wording.detectable(found, self.metric), *(self._spelling_note(number) for number in (0, index))]
-        if found.verdict == "improved":
-            shown.append(self._guessing_note(index))
-        if self.is_column:
+        if artifact := self._artifact(index):
+            shown.append(
+                "The likelihoods are of different numbers of bytes: a difference of "
+                f"{abs(artifact):.2g} of the score is no finding."
+            )
+        if self.metric.name not in known():
             lower = self.metric.direction == "lower"
             shown.append(f"{'Lower' if lower else 'Higher'} is better{'' if lower else ' (else: --lower-is-better)'}.")
         if self.confidence != 0.95:
             shown.append(f"Tests and intervals at {self.confidence:.4g} instead of 0.95.")
         if margin is not None:
             shown.append(_margin_note(margin, self.metric))
-        return [note for note in shown if note]
+        return shown
 
     def _spelling_note(self, index: int) -> str:
         """Return how many answers are wrong by their spelling alone; empty if there are none."""
@@ -234,7 +277,30 @@ class _Judge:
             return ""
         value, low, high = map(wording.figure, (score.value, score.low, score.high))
         bounds = "no interval" if math.isnan(score.low) else f"{low} to {high}"
-        return f"The answers of {self.names[index]} cannot be told from guessing: MCC {value} ({bounds})."
+        failed = ", so that the requirement does not hold" if self.require == "improved" else ""
+        return f"The answers of {self.names[index]} cannot be told from guessing: MCC {value} ({bounds}){failed}."
+
+
+def _related(systems: Sequence[Answers]) -> Related | None:
+    """Return the column by which rows belong together, unless groups are given."""
+    if any(row.group for system in systems for row in system.rows):
+        return None
+    return next((system.related for system in systems if system.related), None)
+
+
+def _also_grouped(found: PairVerdict, grouped: PairVerdict, by: Related) -> PairVerdict:
+    """Return a verdict with a note on what it is if rows that belong together are groups; it has to pass there too."""
+    same = (grouped.verdict, grouped.passed) == (found.verdict, found.passed)
+    outcome = "the same verdict" if same else f"{grouped.verdict} (p = {grouped.p_holm:.2g})"
+    note = (
+        f"{by.column!r} has {by.count:,} values for {found.n:,} rows; rows that belong together are not independent. "
+        f"With --group {by.column}: {outcome}."
+    )
+    if found.passed and not grouped.passed:
+        note += (
+            " The requirement has to hold for both; --group with the column of ids states that rows are independent."
+        )
+    return found.model_copy(update={"notes": (*found.notes, note), "passed": found.passed and grouped.passed})
 
 
 def _label_set(answer: str | tuple[str, ...]) -> set[str]:
@@ -270,17 +336,27 @@ def _check(margin: float | None, require: str | None, min_effect: float, confide
         raise ConfigError(problems)
 
 
-def _metric(systems: Sequence[Answers], name: str | None, lower_is_better: bool) -> Metric:
+def _metric(
+    systems: Sequence[Answers], name: str | None, lower_is_better: bool | None, columns: Mapping[str, str]
+) -> Metric:
     """Return the metric to compare by.
 
     Raises:
-        ConfigError: It is unknown.
+        ConfigError: It is unknown, or may be one of several.
     """
     has_scores = all(row.values.get("score") is not None for system in systems for row in system.rows)
     labels = tuple(dict.fromkeys(label for system in systems for label in (*system.labels, *_labels(system))))
     several = any(system.multi_label for system in systems)
     metrics = known(labels, several)
-    name = name or next((system.metric for system in systems if system.metric), "score" if has_scores else "accuracy")
+    name = name or next((system.metric for system in systems if system.metric), "")
+    if not name and has_scores and "score" not in columns and any(system.answered for system in systems):
+        raise ConfigError(
+            "there are answers and a column 'score', which may be a confidence",
+            expected="the name of what is compared",
+            fix="add --metric score, or a metric of the answers such as --metric accuracy",
+            field="metric",
+        )
+    name = name or ("score" if has_scores else "accuracy")
     if name in INFORMATIONAL:
         raise ConfigError(
             f"{name!r} cannot decide: neither direction is better, or its estimate is biased (docs/evidence.md)",
@@ -288,12 +364,28 @@ def _metric(systems: Sequence[Answers], name: str | None, lower_is_better: bool)
             field="metric",
         )
     if has_scores and name not in metrics:
-        return _score_metric(name, systems, lower_is_better)
-    if lower_is_better:
+        _check_direction(columns.get("score", name) if name == "score" else name, lower_is_better)
+        return _score_metric(name, systems, bool(lower_is_better))
+    if lower_is_better is not None:
         raise ConfigError(
             f"the direction of {name!r} is known", expected="a column of numbers", field="lower_is_better"
         )
     return get(name, labels, several)
+
+
+def _check_direction(column: str, lower_is_better: bool | None) -> None:
+    """Check that the direction of a column is given if a low number is good by its name.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if lower_is_better is None and name_words(column) & _LOW:
+        raise ConfigError(
+            f"the name of the column {column!r} suggests that a low number is good",
+            expected="its direction",
+            fix="add --lower-is-better, or --higher-is-better",
+            field="lower_is_better",
+        )
 
 
 def _labels(system: Answers) -> Sequence[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,13 @@ class Accumulator:
         others.ids = [row_id for row_id, keep in zip(self.ids, kept, strict=True) if keep]
         others.groups = [group for group, keep in zip(self.groups, kept, strict=True) if keep]
         others._tables = {statistics: table.at(kept) for statistics, table in self._tables.items()}
+        return others
+
+    def grouped_by(self, groups: Mapping[str, str]) -> Accumulator:
+        """Return the same rows in other groups, by the id of the row."""
+        others = Accumulator(tuple(self.metrics.values()))
+        others.ids, others._tables = self.ids, self._tables
+        others.groups = [groups[row_id] for row_id in self.ids]
         return others
 
     def rows(self, name: str) -> Rows:

@@ -111,7 +111,13 @@ class Choice:
 
 def is_called(column: Profile, role: str) -> bool:
     """Return True if a word of the column's name is usual for the role, in any inflection."""
-    return bool(_stems(column.name) & _NAMES[role])
+    return is_named(column.name, role)
+
+
+def is_named(name: str, *roles: str) -> bool:
+    """Return True if a word of the name is usual for one of the roles, in any inflection."""
+    stems = _stems(name)
+    return any(stems & _NAMES[role] for role in roles)
 
 
 def texts(columns: Sequence[Profile], without: Collection[str] = ()) -> list[Profile]:
