@@ -75,6 +75,15 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         load(str(folder))
 
 
+def test_checkpoints_below_the_named_folder_are_named(tmp_path: Path) -> None:
+    """Older sentence-transformers folders have the model in ``0_Transformer``, and trainings one folder per epoch."""
+    fakes.save("bert", tmp_path / "0_Transformer")
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"has no config\.json.*Name the checkpoint below it: 0_Transformer\.$"):
+        load(str(tmp_path))
+
+
 def test_a_git_lfs_pointer_is_refused(tmp_path: Path) -> None:
     folder = fakes.save("gpt2", tmp_path)
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")

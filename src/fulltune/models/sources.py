@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fulltune.errors import ModelError, Problem, did_you_mean
+from fulltune.errors import ModelError, Problem, abridged, did_you_mean
 from fulltune.models import starters
 from fulltune.records.export import Export, is_export, read_export
 from fulltune.runtime import paths
@@ -131,9 +131,19 @@ def _local(name: str, path: Path) -> ModelFiles:
         raise ModelError(f"{name!r} does not exist", expected=_MISSING, fix="check the path", field="model")
     if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
         raise ModelError(
-            f"{name!r} has no config.json", expected="a checkpoint as save_pretrained writes it", field="model"
+            f"{name!r} has no config.json",
+            expected="a checkpoint as save_pretrained writes it",
+            fix=_inside(path),
+            field="model",
         )
     return ModelFiles(name, path)
+
+
+def _inside(path: Path) -> str:
+    """Return advice if folders below this one are checkpoints: the epochs of a training, or ``0_Transformer``."""
+    configs = sorted(path.glob("*/config.json")) if path.is_dir() else []
+    inner = [config.parent.name for config in configs if any(config.parent.glob("*.safetensors"))]
+    return f"name the checkpoint below it: {abridged(inner)}" if inner else ""
 
 
 def exported_folder(name: str) -> Path | None:
