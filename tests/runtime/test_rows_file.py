@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import enum
 import json
 import logging
+import sqlite3
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pydantic
 import pytest
 import torch
 from torch import nn
@@ -194,3 +197,34 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("FULLTUNE_CACHE", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match="FULLTUNE_CACHE"):
         config(ROWS)
+
+
+class Named(NamedTuple):
+    text: str
+    label: str
+
+
+@dataclasses.dataclass
+class Clause:
+    text: str
+    label: str
+
+
+class Validated(pydantic.BaseModel):
+    text: str
+    label: str
+
+
+def test_rows_with_named_values_are_those_of_dicts() -> None:
+    database = sqlite3.connect(":memory:")
+    database.row_factory = sqlite3.Row
+    expected = config([{"text": "a", "label": "b"}]).data.train
+    for row in (Named("a", "b"), Clause("a", "b"), Validated(text="a", label="b")):
+        assert config([row]).data.train == expected
+    assert config(database.execute("SELECT 'a' AS text, 'b' AS label").fetchall()).data.train == expected
+    database.close()
+
+
+def test_rows_without_names_are_refused_with_a_way_to_name_them() -> None:
+    with pytest.raises(ConfigError, match=r"rows without names of columns.*dict\(zip\("):
+        config([("a", "b"), ("c", "d")])

@@ -6,12 +6,14 @@ planned and compared like any other run, as long as the file is in the user's ca
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import enum
 import hashlib
 import json
 import logging
 import os
+import sqlite3
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from numbers import Real
 from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
+
+from pydantic import BaseModel
 
 from fulltune.errors import ConfigError, Problem, shortened
 from fulltune.runtime import paths
@@ -147,6 +151,11 @@ def _rows(value: Any, field: str) -> Iterable[Mapping[str, Any]]:
         return _of_table(value)
     if package == "datasets" and type_name == "Dataset":
         return _of_dataset(value)
+    if isinstance(value, (list, tuple)):
+        value = [_as_mapping(item) for item in value]
+        if value and all(isinstance(item, (list, tuple)) for item in value):
+            fix = 'write each row as a dict, such as dict(zip(["text", "label"], row))'
+            raise ConfigError("rows without names of columns", expected=_ACCEPTED, fix=fix, field=field)
     if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
         _check_items(value, field)
     if isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value):
@@ -159,6 +168,22 @@ def _rows(value: Any, field: str) -> Iterable[Mapping[str, Any]]:
         else "make it a list of dicts"
     )
     raise ConfigError(f"an object of class {type_name}", expected=_ACCEPTED, fix=fix, field=field)
+
+
+def _as_mapping(item: Any) -> Any:
+    """Return a row with named values as a mapping: a named tuple, a dataclass, a model of pydantic, a row of sqlite3.
+
+    Any other item is returned as it is.
+    """
+    if isinstance(item, (Mapping, type)):
+        return item
+    if isinstance(item, tuple) and hasattr(item, "_asdict"):
+        return item._asdict()
+    if dataclasses.is_dataclass(item):
+        return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    if isinstance(item, BaseModel):
+        return item.model_dump()
+    return dict(item) if isinstance(item, sqlite3.Row) else item
 
 
 def _check_items(items: Sequence[Any], field: str) -> None:
