@@ -64,3 +64,12 @@ def test_quiet_shows_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
     with Common(quiet=True).answering():
         LOG.warning("nobody sees this")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_ends_the_log_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with run_log() as write_to:
+        write_to(Path("/dev/full"))
+        LOG.warning("one")
+        LOG.warning("two")
+    assert capsys.readouterr().err == "Warning: /dev/full cannot be written: the log ends here.\n"

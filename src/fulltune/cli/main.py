@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,7 @@ from fulltune.cli.options import (
     Overrides,
     refuse_unread,
     with_common_options,
+    writing_stdout,
 )
 from fulltune.cli.predict import predict
 from fulltune.cli.serve import serve
@@ -33,7 +35,13 @@ from fulltune.cli.verbs import Program
 from fulltune.cli.verdict import verdict
 from fulltune.runtime import distributed
 from fulltune.runtime.launch import report_exit_code
-from fulltune.runtime.terminal import escape_controls, replace_unknown_characters, write_line
+from fulltune.runtime.terminal import (
+    escape_controls,
+    is_unwritable,
+    replace_unknown_characters,
+    wait_for_readers,
+    write_line,
+)
 from fulltune.runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -63,7 +71,19 @@ def entry() -> None:
     sys.excepthook = _unexpected
     warnings.formatwarning = _visible_warning
     replace_unknown_characters()
-    typer.main.get_command(app)(prog_name="fulltune")
+    wait_for_readers()
+    try:
+        try:
+            typer.main.get_command(app)(prog_name="fulltune")
+        finally:  # what help and usage leave in the buffer would fail at exit, without a message
+            if sys.stdout is not None and not sys.stdout.closed:
+                sys.stdout.flush()
+    except OSError as error:
+        if not is_unwritable(error):
+            raise
+        with suppress(typer.Exit), writing_stdout():
+            raise error
+        sys.exit(1)
 
 
 @app.command()

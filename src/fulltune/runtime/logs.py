@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-from fulltune.runtime.terminal import write_line
+from fulltune.runtime.terminal import discard_output, write_line
 
 #: Lines that are kept before there is a file.
 _MOST_LINES = 10_000
@@ -77,11 +77,27 @@ def run_log() -> Iterator[Callable[[Path], None]]:
 
 
 def _write_to(kept: MemoryHandler, path: Path) -> None:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _ToFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     kept.setTarget(handler)
     kept.flush()
     kept.capacity = 1  # from now on every line is written at once
+
+
+class _ToFile(logging.FileHandler):
+    """Write to a file; a full disk ends the log, not the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+            return
+        write_line(sys.stderr, f"Warning: {self.baseFilename} cannot be written: the log ends here.")
+        if self.stream is not None:
+            discard_output(self.stream)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class _ToRoot(logging.Handler):

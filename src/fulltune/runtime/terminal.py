@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import IO, Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -32,6 +34,10 @@ def _json_escape(match: re.Match[str]) -> str:
         return f"\\u{code:04x}"
     high, low = divmod(code - 0x10000, 0x400)
     return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
+
+
+#: Error numbers of a stream without a reader, or on a disk that is full or broken.
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class EscapedRenderable:
@@ -69,12 +75,12 @@ def plain_console(stream: TextIO | None = None, **options: Any) -> Console:
 
 
 def write_line(stream: TextIO | None, text: str) -> None:
-    """Write a line of human-readable text; does nothing if the stream is closed or has no reader."""
+    """Write a line of human-readable text; does nothing if the stream is closed, has no reader, or its disk is full."""
     if stream is None:
         return
     try:
         print(escape_controls(text), file=stream, flush=True)
-    except BrokenPipeError:
+    except OSError:  # messages must not cost a result
         discard_output(stream)
 
 
@@ -83,6 +89,21 @@ def discard_output(stream: IO[str]) -> None:
     null_device = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null_device, stream.fileno())
     os.close(null_device)
+
+
+def is_unwritable(error: OSError) -> bool:
+    """Return True for the error of a stream that cannot be written: unlike that of a file, it has no name."""
+    return error.filename is None and error.errno in _UNWRITABLE
+
+
+def wait_for_readers() -> None:
+    """Make writing to stdout and stderr wait for a slow reader, also of a pipe that another program made non-blocking.
+
+    Python would drop what does not fit into such a pipe.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # no stream, or none of the operating system
+            os.set_blocking(stream.fileno(), True)
 
 
 def replace_unknown_characters() -> None:
