@@ -19,6 +19,7 @@ from fulltune.cli import layout as layouts
 from fulltune.cli.main import app, entry
 from fulltune.errors import Problem
 from fulltune.runtime.config_file import to_yaml
+from fulltune.runtime.terminal import wait_for_readers
 from fulltune.store.runs import RunFolder
 
 VERBS = (
@@ -265,3 +266,29 @@ def test_comparing_base_and_tuned_in_an_unsupported_order_names_the_supported_co
     result = call("compare", *arguments, "--out", tmp_path)
     assert result.exit_code == 2
     assert advice in " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_that_cannot_be_written_is_an_error_without_a_traceback(option: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "fulltune", option]
+        done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: stdout cannot be written (No space left on device).")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_slow_reader_of_a_pipe_that_does_not_block_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with os.fdopen(reader), os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        wait_for_readers()
+        assert os.get_blocking(writer)
+
+
+def test_a_folder_whose_name_is_too_long_is_refused_at_once() -> None:
+    done = call("models", "list", "--out", "x" * 300)
+    assert done.exit_code == 1
+    assert "the name is too long" in done.stderr.lower()

@@ -134,6 +134,8 @@ def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> Non
         ("aj.csv", "text*label\nx*y\n", "the first line is a single cell.*data.delimiter"),
         ("ak.parquet", "junk junk", "it has no Parquet header"),
         ("al.parquet", "PAR1 junk junk junk", "its end is missing"),
+        ("am.parquet", "PARE\x15\x04", "this is an encrypted Parquet file"),
+        ("an.jsonl", "PARE\x15\x04", "this is an encrypted Parquet file"),
         (
             "ah.jsonl",
             '{"messages": [{"role": "user", "content": "x"}]}\n' * 2,

@@ -39,8 +39,8 @@ def test_log_lines_are_few_at_any_total(total: int, monkeypatch: pytest.MonkeyPa
     early = [line for line in written[1:] if int(line.split()[1].partition("/")[0]) < total // (LOG_LINES + 1)]
     lines = [line for line in written if line not in early]
     assert len(early) <= 12  # each after twice the time
-    assert lines[0].startswith(f"train: 0/{total} steps")
-    assert lines[-1].startswith(f"train: {total}/{total} steps")
+    assert lines[0].startswith(f"train: 0/{total} step{'s' * (total != 1)}")
+    assert lines[-1].startswith(f"train: {total}/{total} step{'s' * (total != 1)}")
     assert all("loss 1.23" in line for line in lines[1:-1])
     assert len(lines) == min(total - 1, LOG_LINES) + 2
 

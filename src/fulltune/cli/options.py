@@ -19,6 +19,7 @@ import typer
 
 from fulltune.errors import FulltuneError
 from fulltune.runtime import distributed
+from fulltune.runtime.files import check_name
 from fulltune.runtime.terminal import EscapedRenderable, discard_output, plain_console, portable_json, write_line
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Common:
 
         self._configure_logs()
         try:
+            check_name(self.out)
             with redirect_stdout(sys.stderr):
                 yield open_progress(self.quiet or not distributed.shows_output())
         except FulltuneError as error:

@@ -69,6 +69,7 @@ _OTHER = (
     (b"BZh91AY&SY", "packed with bzip2", _UNPACK),
     (b"\xfd7zXZ\0", "packed with xz", _UNPACK),
     (b"PAR1", "a Parquet file", _UNPACK),
+    (b"PARE", "an encrypted Parquet file", "decrypt it with its key, and write the rows without encryption"),
     (b"PK\x03\x04", "a zip archive", _UNPACK),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook", _SHEET),
     (b"\x28\xb5\x2f\xfd", "a Zstandard file", _UNPACK),
@@ -87,7 +88,7 @@ _OTHER = (
 )
 
 #: Marks that text may begin with too (`ORCID,title`).
-_WORDS = (b"ORC", b"PAR1")
+_WORDS = (b"ORC", b"PAR1", b"PARE")
 
 _PAGES = (b"<!doctype html", b"<html")
 

@@ -25,7 +25,7 @@ from fulltune.data.folders import (
     refuse_both,
     shards,
 )
-from fulltune.data.formats import FORMATS, by_content, by_name, suffix, unknown_format
+from fulltune.data.formats import FORMATS, by_content, by_name, refuse_other_formats, suffix, unknown_format
 from fulltune.data.json_rows import is_json_lines, json_rows, starts_with_object, stream_json_lines
 from fulltune.data.locate import expanded, locate
 from fulltune.data.raw import Item, Opened, Options
@@ -255,6 +255,7 @@ def _text_file(
     decoded = text_of(path, encoding=options.encoding)
     file_format = _kind_of_text(decoded.text, stated, wanted or (), options.delimiter)
     if not file_format and stated in ("parquet", "excel", "arrow"):
+        refuse_other_formats(head, path)
         problem = f"not a readable {_NAMES[stated]} file (it has no {_NAMES[stated]} header)"
         raise DataError(problem, where=str(path), fix="write it again, or give it the suffix of its format")
     if not file_format:

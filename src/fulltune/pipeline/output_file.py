@@ -22,7 +22,7 @@ from fulltune.data.values import well_formed
 from fulltune.errors import ConfigError, StoreError, did_you_mean
 from fulltune.records.run import FileFormat
 from fulltune.runtime import paths
-from fulltune.runtime.files import atomic, store_errors, to_json
+from fulltune.runtime.files import atomic, check_name, store_errors, to_json
 
 #: A row of the output: the columns of the input, and those of its answer.
 OutputRow = Mapping[str, Any]
@@ -47,6 +47,7 @@ def check_output(path: Path, *, force: bool, source: object = None) -> None:
     if "\0" in str(path):
         fix = "remove the NUL character"
         raise ConfigError("the path is not valid", expected="a file", fix=fix, where=ascii(str(path)), field="--output")
+    check_name(path)
     if path.suffix not in _FORMATS:
         expected = ", ".join(f"{suffix} ({name})" for suffix, name in _FORMATS.items())
         fix = did_you_mean(path.suffix, list(_FORMATS)) or f"name it {path.stem}{_known_suffix(source)}"

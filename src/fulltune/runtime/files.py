@@ -72,6 +72,20 @@ def store_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"cannot be written ({reason})", where=str(path), fix=fix) from error
 
 
+def check_name(path: Path) -> None:
+    """Check that the system accepts the name of a file or folder, whether it exists or not.
+
+    Raises:
+        StoreError: The name is too long, or links in it form a circle.
+    """
+    with store_errors(path):
+        try:
+            path.stat()
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise
+
+
 def check_writable(folder: Path) -> None:
     """Check that a folder can be written, or made, without writing anything.
 
@@ -80,6 +94,10 @@ def check_writable(folder: Path) -> None:
     """
     with store_errors(folder):
         existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+        if existing.is_symlink() and not existing.exists():
+            fix = "create what it points to, or choose another folder with --out"
+            link = f"a broken link to {os.readlink(existing)!r}"
+            raise StoreError(link, expected="a folder", where=str(existing), fix=fix)
         if not existing.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if not os.access(existing, os.W_OK | os.X_OK):

@@ -175,8 +175,12 @@ class _LogBar(Bar):
         times = [f"{elapsed:.0f} s"]
         if self.total and _is_measured(self.done, self.total) and elapsed >= LOG_SECONDS:
             times.append(f"about {_rough(elapsed * (self.total - self.done) / self.done)} left")
-        parts = [f"{self.name}: {self.done}{of} {self.unit}s", *times, note]
+        parts = [f"{self.name}: {self.done}{of} {_units(self.unit, self.total or self.done)}", *times, note]
         write_line(self.stream, ", ".join(part for part in parts if part))
+
+
+def _units(unit: str, count: float) -> str:
+    return unit if count == 1 else f"{unit}s"
 
 
 def _is_measured(done: float, total: float) -> bool:
@@ -284,7 +288,7 @@ class BarProgress(Progress):
         if self.depth == 0:
             self.bars.start()
         self.depth += 1
-        task = self.bars.add_task(escape_controls(name), total=total, note=f"{unit}s")
+        task = self.bars.add_task(escape_controls(name), total=total, note=_units(unit, total or 0))
         try:
             yield _RichBar(self.bars, task)
         finally:
@@ -325,7 +329,7 @@ class _NotebookBar(Bar):
 
     def _text(self, ending: str = "") -> str:
         of = f"/{self.total}" if self.total else ""
-        counted = f"{self.done}{of} {self.unit}s" if self.done or self.total else ""
+        counted = f"{self.done}{of} {_units(self.unit, self.total or self.done)}" if self.done or self.total else ""
         parts = [counted, f"{time.monotonic() - self.started:.0f} s", self.note, ending]
         return f"{self.name}: " + ", ".join(part for part in parts if part)
 

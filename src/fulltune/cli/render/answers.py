@@ -98,7 +98,7 @@ def predictions_line(found: Predictions) -> str:
     """Return the counts of answered, truncated and failed rows as one sentence."""
     failed = found.total - found.answered
     rate = (found.total - found.resumed) / found.seconds if found.seconds else 0.0
-    parts = [f"{found.answered:,} of {found.total:,} rows answered by {found.model}"]
+    parts = [f"{found.answered:,} of {found.total:,} row{'s' * (found.total != 1)} answered by {found.model}"]
     parts += [f"{found.truncated:,} truncated"] if found.truncated else []
     parts += [f"{failed:,} without an answer"] if failed else []
     parts += [f"{found.failing_queries:,} with a query that fails"] if found.failing_queries else []

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fulltune.data.findings import shorten
+from fulltune.data.findings import rows, shorten
 from fulltune.pipeline.proposal.propose import Proposal, SeenColumn, languages_in_words
 
 #: Columns that are listed, and characters of an example.
@@ -15,7 +15,7 @@ _LISTED, _EXAMPLE = 12, 34
 
 def proposal(proposed: Proposal) -> RenderableType:
     """Show rows, columns, the choices with their reasons, and the next commands."""
-    others = "".join(f"; {count:,} rows of {split}" for split, count in proposed.rows.items() if split != "train")
+    others = "".join(f"; {rows(count, of=split)}" for split, count in proposed.rows.items() if split != "train")
     languages = languages_in_words(proposed.language, proposed.languages)
     language = f"; {languages}" if languages else ""
     lines: list[RenderableType] = [Text(f"{proposed.read}{others}{language}", overflow="fold")]
