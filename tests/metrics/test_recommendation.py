@@ -93,11 +93,11 @@ CASES = {
     # The demo of the issue: TF-IDF 0.819 against 0.757, and the last steps were the best.
     "beaten, still improving": Case(
         "rejected", LOSES, "tfidf", "train longer",
-        "still improving (validation macro f1 0.7 → 0.757 from step 60 to 80): raise train.epochs (3 → 6)", IMPROVING,
+        "still improving (validation macro-F1 0.7 → 0.757 from step 60 to 80): raise train.epochs (3 → 6)", IMPROVING,
     ),
     "beaten, past its best": Case(
         "rejected", LOSES, "tfidf", "lower the rate",
-        "went past its best (validation macro f1 0.75 → 0.62 from step 40 to 80): lower train.learning_rate (3e-05 → "
+        "went past its best (validation macro-F1 0.75 → 0.62 from step 40 to 80): lower train.learning_rate (3e-05 → "
         "1e-05), or train for fewer epochs", PAST,
     ),
     "beaten, flat": Case("rejected", LOSES, "tfidf", "get more training rows", "(there are 2,133)", FLAT),
@@ -263,7 +263,7 @@ def test_nothing_is_asked_for_where_a_baseline_is_nearly_perfect(
 
     assert (found.use, found.action) == ("tfidf", "use the baseline")
     assert found.sentence.startswith(
-        "TF-IDF has a macro f1 of 0.995 and costs less: nothing is left to gain by training."
+        "TF-IDF has a macro-F1 of 0.995 and costs less: nothing is left to gain by training."
     )
 
 

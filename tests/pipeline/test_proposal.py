@@ -121,6 +121,15 @@ def test_columns_can_be_named(folder: Path) -> None:
     assert named.task == "classification"
 
 
+def test_a_column_of_0_and_1_for_each_class_is_noted(folder: Path) -> None:
+    rows = [
+        {"text": row["opinion"], "tax": i % 2, "rent": i * i % 3 % 2, "work": i // 3 % 2}
+        for i, row in enumerate(reviews())
+    ]
+    found = propose(write_csv(folder / "flags.csv", rows))
+    assert any("3 columns of 0 and 1 (`tax`, `rent`, `work`)" in note for note in found.notes)
+
+
 def test_a_named_column_that_does_not_exist_lists_all(folder: Path) -> None:
     file = write_csv(folder / "reviews.csv", reviews())
     with pytest.raises(

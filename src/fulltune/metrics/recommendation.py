@@ -158,8 +158,9 @@ def curve_of(record: Record) -> Curve:
     best = max(range(len(values)), key=values.__getitem__)
     trend = _trend(values, best)
     start = best if trend == "past its best" else max(0, len(points) - 2)
+    called = wording.in_sentence(wording.metric_label(name))
     words = (
-        f"validation {name.replace('_', ' ')} {sign * values[start]:.4g} → {sign * values[-1]:.4g} "
+        f"validation {called} {sign * values[start]:.4g} → {sign * values[-1]:.4g} "
         f"from step {steps[start]} to {steps[-1]}"
     )
     half = _half_rate_step(record.training)
@@ -279,7 +280,7 @@ def _near_perfect(record: Record) -> Recommendation | None:
     score = record.scores[name][record.metric]
     if record.metrics[record.metric].direction != "higher" or not NEAR_PERFECT <= score.value <= 1:
         return None
-    system, metric = wording.system(name), record.metric.replace("_", " ")
+    system, metric = wording.system(name), wording.in_sentence(wording.metric_label(record.metric))
     return Recommendation(
         use=name,
         action="use the baseline",

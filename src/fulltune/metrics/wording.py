@@ -77,6 +77,11 @@ def metric_label(name: str) -> str:
     return known or name[:1].upper() + name[1:].replace("_", " ")
 
 
+def in_sentence(heading: str) -> str:
+    """Return a heading as it is written in a sentence, e.g. ``macro-F1`` for ``Macro-F1``, but ``ROUGE-Lsum``."""
+    return heading[:1].lower() + heading[1:] if heading[1:2].islower() else heading
+
+
 def gain(comparison: Comparison, metric: Metric, sign: int = 1) -> str:
     """Return e.g. ``12.3 points (10.1 to 14.4)``, the gain in the metric's direction (the loss, with ``sign`` -1)."""
     delta, low, high = oriented(comparison, metric, sign)

@@ -21,6 +21,9 @@ _LISTED, _NAMED = 20, 5
 _FOLDER = DOCUMENT_COLUMNS[1]
 _LONG = 400
 
+#: Values of a column that says whether a row has one label.
+_FLAGS = frozenset({"0", "1", "0.0", "1.0"})
+
 #: Mean number of words from which repeated values are sentences.
 _SENTENCE = 3
 
@@ -171,7 +174,9 @@ def _classification(columns: Sequence[Profile], databases: Sequence[Path]) -> Ch
     because = f"`{label.name}` has {label.distinct:,} values in {label.filled:,} rows"
     because += ", several of them per row" if several else ""
     group = roles.group(columns, {texts[0].name, label.name})
-    notes = [_other("label", other) for other in labels.others[:3] if other is not group]
+    flags = [one for one in (label, *labels.others) if set(one.examples) <= _FLAGS]
+    notes = [_flagged(flags)] if label in flags and len(flags) > 2 else []
+    notes += [_other("label", other) for other in labels.others[:3] if other is not group]
     notes += [_unread(other, "text") for other in texts[1:] if other.kind == "text"]
     role = "labels" if several else "label"
     return Choice("classification", {"text": texts[0], role: label}, because, label.separator, notes=tuple(notes))
@@ -308,6 +313,15 @@ def _other(role: str, column: Profile) -> str:
     if role == "label":
         return f"`{column.name}` could be the label too: fulltune init … --label {shlex.quote(column.name)}"
     return f"`{column.name}` could be the {role} too: data.{role}: {as_value(column.name)}"
+
+
+def _flagged(columns: Sequence[Profile]) -> str:
+    """Return what to do with classes that are a column each, with 1 in those of a row."""
+    named = ", ".join(f"`{one.name}`" for one in columns[:_NAMED]) + (" …" if len(columns) > _NAMED else "")
+    return (
+        f"{len(columns)} columns of 0 and 1 ({named}) may be one label each, of which only `{columns[0].name}` is "
+        "learned; for all of them write the names of those with 1 in one column, such as a;b"
+    )
 
 
 def _unread(column: Profile, role: str) -> str:
