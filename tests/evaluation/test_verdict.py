@@ -262,8 +262,9 @@ def test_junit_and_html_are_well_formed(pair: tuple[str, str]) -> None:
         ),
         (lambda rows: [{"id": r["id"], "prediction": r["prediction"]} for r in rows], "there is no column 'target'"),
         (lambda rows: [{"id": r["id"], "score": "NaN"} for r in rows], "the score 'NaN' is not a finite number"),
+        (lambda rows: [{"id": r["id"], "score": -1e308} for r in rows], "the score -1e+308 is too large"),
     ],
-    ids=["missing", "more", "twice", "target", "no-answer", "no-id", "id", "typo", "no-target", "nan"],
+    ids=["missing", "more", "twice", "target", "no-answer", "no-id", "id", "typo", "no-target", "nan", "huge"],
 )
 def test_each_problem_is_one_clear_message(tmp_path: Path, change: Any, message: str) -> None:
     a = written(tmp_path / "a.jsonl", answers([1], n=20))

@@ -52,6 +52,8 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
         ("train: {batch_size: 010}", ["c.yaml:4", "octal"]),
         ("train: {batch_size: 089}", ["c.yaml:4", "octal"]),
         ("train: {batch_size: 1:30}", ["c.yaml:4", "base 60"]),
+        ("train: {seed: 2024-01-31}", ["train.seed", "the date 2024-01-31", "expected a whole number"]),
+        ("train: {seed: !!binary aGVsbG8=}", ["train.seed", "binary data", "expected a whole number"]),
         ("train: {seed: 2024-13-45}", ["c.yaml:4", "month"]),
         ("data: {train: x}", ["c.yaml:4", "duplicate key 'data' (first in line 3)"]),
         ("train:\n  seed: 1\n  seed: 2", ["c.yaml:6", "duplicate key 'seed' (first in line 5)"]),

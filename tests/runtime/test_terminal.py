@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 from matrix import often
@@ -17,7 +18,7 @@ from rich.text import Text
 from fulltune.cli import options
 from fulltune.errors import DataError
 from fulltune.runtime.progress import open_progress
-from fulltune.runtime.terminal import escape_controls, portable_json, write_line
+from fulltune.runtime.terminal import escape_controls, portable_json, replace_unknown_characters, write_line
 
 EVIL = "\x1b]0;PWN\x07\x1b[31mred\x1b[2J \x9b31m \u202eabc\u2066 [bold]b[/bold] [/x] :smile: \ud800 \r up"
 HARMFUL = ("\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\ud800", "\r")
@@ -120,6 +121,16 @@ def test_any_encoding_of_stdout_works(encoding: str, kind: str) -> None:
     assert done.returncode == 0, done.stderr
     if kind == "json":
         assert json.loads(done.stdout.decode(encoding)) == {"a": "Привет → é"}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437"])
+def test_numbers_keep_their_sign_in_any_encoding(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    replace_unknown_characters()
+    stream.write("0.5 → −0.2, Я")
+    stream.flush()
+    assert cast(io.BytesIO, stream.buffer).getvalue().decode(encoding) == "0.5 -> -0.2, ?"
 
 
 def test_a_closed_stdout_and_a_closed_pipe_exit_cleanly(tmp_path: Path) -> None:

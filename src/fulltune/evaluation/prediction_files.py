@@ -30,6 +30,9 @@ _SAVED = frozenset(Prediction.model_fields)
 #: File types; a name with another ending is the name of a run.
 _FILES = frozenset({".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".xlsx"})
 
+#: Largest absolute score: intervals need sums of squares.
+_LARGEST_SCORE = 1e100
+
 #: Problems of one kind that are listed.
 _LISTED = 3
 
@@ -219,6 +222,9 @@ def _number(value: Any, column: str, where: str) -> float:
     if not math.isfinite(number):
         fix = "score every row in all files, or leave it out of all of them"
         raise _Bad(f"the score {value!r} is not a finite number", "a number", fix, where, column)
+    if abs(number) > _LARGEST_SCORE:
+        found = f"the score {value!r} is too large for sums of squares"
+        raise _Bad(found, f"numbers up to {_LARGEST_SCORE:g}", "divide all scores by the same number", where, column)
     return number
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
@@ -106,8 +107,21 @@ def wait_for_readers() -> None:
             os.set_blocking(stream.fileno(), True)
 
 
+#: ASCII for the signs of messages. A minus that became ``?`` would leave a number without its sign.
+_ASCII = {"−": "-", "–": "-", "—": "-", "→": "->", "…": "...", "×": "x", "·": "*", "≤": "<=", "≥": ">=", "∞": "inf"}
+
+
 def replace_unknown_characters() -> None:
-    """Make stdout and stderr write ``?`` for characters that their encoding lacks, instead of raising."""
+    """Make stdout and stderr write ASCII for characters that their encoding lacks, instead of raising."""
+    codecs.register_error("fulltune.ascii", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="fulltune.ascii")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Return what replaces the characters that could not be encoded, ``?`` for those that are no signs."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(_ASCII.get(one, "?") for one in missing), error.end

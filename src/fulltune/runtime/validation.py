@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,9 @@ def config_spelling(value: Any) -> str:
         return {None: "nothing", True: "true", False: "false"}[value]
     if isinstance(value, Mapping) and not value:
         return "an empty section"
-    return shortened(value)
+    if isinstance(value, date):
+        return f"the date {value}"
+    return "binary data" if isinstance(value, bytes) else shortened(value)
 
 
 def first_problem(error: ValidationError) -> str:
