@@ -238,11 +238,34 @@ def test_a_bug_shows_its_traceback_and_asks_for_a_report(tmp_path: Path) -> None
     assert done.stdout == ""
 
 
+def test_a_variable_that_a_package_cannot_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TIMEOUT", "abc")
+    reading = "    int(os.environ['SOME_TIMEOUT'])\nexcept ValueError as error:\n    raise ImportError() from error"
+    done = in_a_process("doctor", "--json", torch=f"import os\ntry:\n{reading}", folder=tmp_path)
+    assert done.returncode == 1
+    assert "environment variable SOME_TIMEOUT: 'abc', which cannot be read (invalid literal" in done.stderr
+    assert "unset SOME_TIMEOUT" in json.loads(done.stdout)["error"]["problems"][0]["fix"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
+    done = in_a_process("doctor", torch="raise ImportError('libtorch_cpu.so: file too short')", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: torch cannot be imported (libtorch_cpu.so: file too short); expected")
+    assert "Traceback" not in done.stderr
+
+
 def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
     done = in_a_process("doctor", "--json", torch="raise KeyboardInterrupt", folder=tmp_path)
     assert done.returncode == 130
     assert done.stderr == "error: interrupted\n"
     assert json.loads(done.stdout)["error"]["type"] == "KeyboardInterrupt"
+
+
+def test_ctrl_c_while_modules_are_imported_exits_with_130(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    done = in_a_process("doctor", torch="", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_what_libraries_print_does_not_reach_stdout(tmp_path: Path) -> None:

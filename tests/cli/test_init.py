@@ -80,6 +80,9 @@ def test_an_existing_config_and_unusable_data_are_errors(rows: Path) -> None:
     assert again.exit_code == 1
     assert again.stderr.startswith("error: config.yaml: this file exists already")
     assert init(rows, "--force").exit_code == 0
+    Path("folder.yaml").mkdir()
+    assert "folder.yaml: this is a folder" in init(rows, "--force", "--output", "folder.yaml").stderr
+    assert "choose another file with --output" in init(rows, "--output", "config.yaml/a.yaml").stderr
     failed = init(rows, "--task", "text2sql", "--output", "sql.yaml", "--json")
     assert failed.exit_code == 1
     assert "ref: id, 90 distinct in 90 rows, such as 'T000'" in json.loads(failed.stdout)["error"]["message"]

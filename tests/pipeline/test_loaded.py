@@ -151,6 +151,8 @@ def test_a_run_is_named_in_every_way(classes: Run, monkeypatch: pytest.MonkeyPat
     assert fulltune.evaluate(classes.record).scores == fulltune.evaluate("latest").scores
     assert fulltune.compare(classes.record, folder).a == folder.name
     assert fulltune.ask(text, classes.record).answers["tuned"].output == expected["prediction"]
+    with pytest.raises(ConfigError, match="0xFF, which is not UTF-8"):
+        fulltune.ask("\udcff", classes.record)
     with pytest.raises(ConfigError, match="'gpt2' is neither a run nor a version"):
         fulltune.load("gpt2")
     with pytest.raises(ConfigError, match=r"there is no run in .*none.*fulltune run CONFIG"):

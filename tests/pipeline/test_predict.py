@@ -24,6 +24,7 @@ from typer.testing import CliRunner, Result
 
 import fulltune
 from fulltune.cli.main import app
+from fulltune.cli.predict import _named
 from fulltune.errors import ConfigError, DataError, FulltuneError, StoreError
 from fulltune.pipeline import predict as predicting
 from fulltune.pipeline.loaded_model import LoadedModel
@@ -424,10 +425,13 @@ def test_wrong_calls_say_how_to_correct_them(classes: Run, tmp_path: Path) -> No
     other = write(tmp_path / "other.jsonl", [{"bodies": "a", "prediction": "b"}])
     (tmp_path / "there.csv").write_text("kept")
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "folder.csv").mkdir()
     cases: list[tuple[Any, dict[str, Any], type[FulltuneError], str]] = [
         (data, {"output": tmp_path / "out.jsn"}, ConfigError, r"suffix '\.jsn'.*Did you mean '\.jsonl'"),
         (data, {"output": tmp_path / "out"}, ConfigError, r"no suffix.*Name it out\.jsonl"),
         (data, {"output": tmp_path / "there.csv"}, ConfigError, "the file exists.*--force"),
+        (data, {"output": tmp_path / "folder.csv", "force": True}, ConfigError, "this is a folder"),
+        (data, {"output": tmp_path / "there.csv" / "a.csv"}, StoreError, "choose another file with --output"),
         (tmp_path / "missing.csv", {}, DataError, "no such file"),
         (tmp_path / "empty.jsonl", {}, DataError, "no rows"),
         (other, {}, DataError, "a column 'body'.*--set data.text=bodies"),
@@ -470,6 +474,12 @@ def test_the_command_writes_json_lines_and_reads_stdin(classes: Run, tmp_path: P
     empty = command(classes.record.folder, "-", stdin="")
     assert (empty.exit_code, empty.stdout) == (1, "")
     assert "nothing on stdin" in empty.stderr
+
+
+def test_a_closed_stdin_is_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(DataError, match="nothing on stdin"), _named(["-"]):
+        pass
 
 
 def test_the_command_summarizes_a_file(classes: Run, tmp_path: Path) -> None:

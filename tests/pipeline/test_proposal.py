@@ -431,6 +431,9 @@ def test_too_few_rows_to_hold_one_out(folder: Path) -> None:
     Path("novel.txt").write_text("It was a dark and stormy night. " * 99, encoding="utf-8")
     with pytest.raises(DataError, match=r"1 row; expected at least 8.*divide long texts into several"):
         propose("novel.txt")
+    uneven = [{f"column {number}": "It was dark and stormy.", "n": number} for number in range(20)]
+    with pytest.raises(DataError, match=r"1 row that can be used; expected(.|\n)*uneven.jsonl:2.*and 16 more, field"):
+        propose(write_jsonl(folder / "uneven.jsonl", uneven))
 
 
 def test_a_row_in_place_of_the_column_names(folder: Path) -> None:

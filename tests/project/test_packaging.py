@@ -110,4 +110,4 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
     assert sorted(source - packed) == []
     assert "fulltune/py.typed" in packed
     assert "License-Expression: Apache-2.0" in metadata
-    assert "fulltune = fulltune.cli.main:entry" in scripts
+    assert "fulltune = fulltune.__main__:main" in scripts

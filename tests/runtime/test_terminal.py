@@ -18,7 +18,13 @@ from rich.text import Text
 from fulltune.cli import options
 from fulltune.errors import DataError
 from fulltune.runtime.progress import open_progress
-from fulltune.runtime.terminal import escape_controls, portable_json, replace_unknown_characters, write_line
+from fulltune.runtime.terminal import (
+    escape_controls,
+    portable_json,
+    replace_unknown_characters,
+    wrapping_table,
+    write_line,
+)
 
 EVIL = "\x1b]0;PWN\x07\x1b[31mred\x1b[2J \x9b31m \u202eabc\u2066 [bold]b[/bold] [/x] :smile: \ud800 \r up"
 HARMFUL = ("\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\ud800", "\r")
@@ -73,6 +79,17 @@ def test_a_terminal_without_a_width_shows_the_answer(
     monkeypatch.setenv("COLUMNS", columns)
     options.Common().answer("{}", "an answer of several words")
     assert capsys.readouterr().out == "an answer of several words\n"
+
+
+def test_a_table_keeps_its_numbers_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "12")
+    table = wrapping_table("system", "score", "difference", "interval", "p", "verdict")
+    table.add_row("A", "1.5", "2.5", "3.5", "4.5", "no")
+    options.Common().answer("{}", table)
+    shown = capsys.readouterr().out
+    assert all(number in shown for number in ("1.5", "2.5", "3.5", "4.5"))
 
 
 def test_an_error_is_shown_and_its_json_is_valid_whatever_it_quotes(capsys: pytest.CaptureFixture[str]) -> None:

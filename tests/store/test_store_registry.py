@@ -207,6 +207,11 @@ def promoted(registry: Registry, count: int) -> list[Version]:
     return versions
 
 
+def test_a_registry_of_another_user_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="his user may not write there"), database.errors(tmp_path):
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+
 def test_a_rollback_is_one_step_and_is_recorded(registry: Registry) -> None:
     promoted(registry, 2)
     move = rollback(registry, "causal-lm-tiny", reason="it was worse", who="you")

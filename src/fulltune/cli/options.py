@@ -20,7 +20,8 @@ import typer
 from fulltune.errors import FulltuneError
 from fulltune.runtime import distributed
 from fulltune.runtime.files import check_name
-from fulltune.runtime.terminal import EscapedRenderable, discard_output, plain_console, portable_json, write_line
+from fulltune.runtime.packages import usable_packages
+from fulltune.runtime.terminal import EscapedRenderable, answer_console, discard_output, portable_json, write_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -87,7 +88,7 @@ class Common:
         self._configure_logs()
         try:
             check_name(self.out)
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(sys.stderr), usable_packages():
                 yield open_progress(self.quiet or not distributed.shows_output())
         except FulltuneError as error:
             if self.verbose or os.environ.get("FULLTUNE_DEBUG"):
@@ -133,7 +134,7 @@ class Common:
             if self.as_json:
                 _print_json(text)
             else:
-                plain_console().print(EscapedRenderable(human))
+                answer_console().print(EscapedRenderable(human))
             sys.stdout.flush()
 
     def in_json(self, wanted: bool = True) -> Common:

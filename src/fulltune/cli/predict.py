@@ -102,7 +102,7 @@ def _named(data: list[str]) -> Iterator[list[str]]:
         yield data
         return
     with tempfile.TemporaryDirectory() as folder:
-        head = sys.stdin.buffer.read(1 << 16)
+        head = b"" if sys.stdin is None else sys.stdin.buffer.read(1 << 16)  # None if it is closed
         if not head.strip():
             raise DataError("nothing on stdin", expected="rows", fix="pipe a file into the command", where="-")
         is_json = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")

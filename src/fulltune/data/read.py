@@ -248,7 +248,9 @@ def _text_file(
     path: Path, head: bytes, stated: str, part: str, split: str, wanted: Collection[str] | None, options: Options
 ) -> Opened:
     if not head and stated in ("parquet", "excel", "arrow"):
-        raise DataError("the file is empty (0 bytes)", expected="at least one row", where=str(path), fix="write again")
+        raise DataError(
+            "the file is empty (0 bytes)", expected="at least one row", where=str(path), fix="write it again"
+        )
     streamed = _streamed(path, stated, part, options)
     if streamed is not None:
         return streamed

@@ -21,7 +21,7 @@ from fulltune.evaluation.retention import BaseOutputs
 from fulltune.pipeline.job import checked_task_and_method
 from fulltune.pipeline.model_loading import load_model
 from fulltune.records.run import Model, Record, Retention, Score, left_out, read_record
-from fulltune.runtime.files import store_errors
+from fulltune.runtime.files import advising, store_errors
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.registry.register import register_derived
 from fulltune.store.runs import name_and_folder, resolve
@@ -96,6 +96,7 @@ def soup(
     return result if version is None else result.model_copy(update={"version": version.ref})
 
 
+@advising("choose another folder with --to")
 def average(folders: Sequence[Path], goal: Path) -> None:
     """Write the mean of the weights in ``folders`` (safetensors, one file or several) as one checkpoint.
 

@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,7 +190,9 @@ def _require_valid(config: Config, field: str, values: Sequence[Value]) -> None:
         except FulltuneError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:
-        raise ConfigError([Problem(p.found, p.expected, p.fix, p.where or "--over", p.field) for p in problems])
+        # The settings of a trial are checked as if they were given with --set.
+        places = {"": "--over", "--set": "--over"}
+        raise ConfigError([replace(one, where=places.get(one.where, one.where)) for one in problems])
 
 
 def _get(config: Config, field: str) -> Any:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fulltune.config import Config, load_config
-from fulltune.errors import ConfigError
+from fulltune.data.values import clean_text
+from fulltune.errors import ConfigError, Problem
 from fulltune.pipeline.job import checked_task_and_method
 from fulltune.pipeline.model_loading import find_model
 from fulltune.pipeline.named_run import BASE, TUNED, NamedRun, named_run, with_labels
@@ -47,6 +48,7 @@ def ask(
     Raises:
         FulltuneError: A model, the config or the database cannot be loaded.
     """
+    text = _checked(text)
     first, out = name_and_folder(a, out)
     second = None if b is None else name_and_folder(b, out)[0]
     run = named_run(first, second, out) if config is None else None
@@ -57,6 +59,18 @@ def ask(
         own, bundle, system = find_model(settings, task, source, run.out if run else out)
         answers[name] = own.ask(bundle, system, text, place)
     return Asked(task=task.name, input=text, answers=answers)
+
+
+def _checked(text: str) -> str:
+    """Return the text as rows are read.
+
+    Raises:
+        ConfigError: It has bytes that are not UTF-8, as terminals with another encoding send, or is no text.
+    """
+    cleaned = clean_text(text, may_be_empty=True)
+    if isinstance(cleaned, Problem):
+        raise ConfigError(cleaned.found, expected=cleaned.expected, fix="write it in UTF-8", field="--ask")
+    return cleaned
 
 
 def _sides(a: str, b: str | None, settings: Config, run: NamedRun | None) -> list[tuple[str, str]]:

@@ -22,10 +22,13 @@ from fulltune.data.values import well_formed
 from fulltune.errors import ConfigError, StoreError, did_you_mean
 from fulltune.records.run import FileFormat
 from fulltune.runtime import paths
-from fulltune.runtime.files import atomic, check_name, store_errors, to_json
+from fulltune.runtime.files import advising, atomic, check_name, store_errors, to_json
 
 #: A row of the output: the columns of the input, and those of its answer.
 OutputRow = Mapping[str, Any]
+
+#: What to do if the output cannot be written.
+_ADVICE = "choose another file with --output"
 
 #: Rows that are converted to Parquet at a time.
 _BATCH = 10_000
@@ -53,6 +56,10 @@ def check_output(path: Path, *, force: bool, source: object = None) -> None:
         fix = did_you_mean(path.suffix, list(_FORMATS)) or f"name it {path.stem}{_known_suffix(source)}"
         found = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
         raise ConfigError(found, expected=expected, fix=fix, where=str(path), field="--output")
+    if paths.is_folder(path):
+        raise ConfigError(
+            "this is a folder", expected="a new file", fix="name a file in it", where=str(path), field="--output"
+        )
     if paths.exists(path) and not force:
         fix = "name another file, or replace it with --force (in Python: force=True)"
         raise ConfigError("the file exists", expected="a new file", fix=fix, where=str(path), field="--output")
@@ -77,6 +84,7 @@ class Journal:
         self.path = path
         self.done = done
 
+    @advising(_ADVICE)
     def append(self, answers: Iterable[Mapping[str, Any]]) -> None:
         """Append the answers of a block."""
         lines = [to_json(answer) for answer in answers]
@@ -109,10 +117,10 @@ def open_journal(output: Path, key: Mapping[str, Any], block: int, *, force: boo
         StoreError: The file cannot be written, or another process writes it.
     """
     path = output.with_suffix(".partial")  # for all formats, so that another one can be written from the same answers
-    with store_errors(path):
+    with advising(_ADVICE), store_errors(path):
         output.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
-    with store_errors(path):
+    with advising(_ADVICE), store_errors(path):
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -128,6 +136,7 @@ def open_journal(output: Path, key: Mapping[str, Any], block: int, *, force: boo
         lock.release()
 
 
+@advising(_ADVICE)
 def _resumed(path: Path, key: str, block: int, output: Path, *, force: bool) -> int:
     """Return the number of rows that an interrupted journal has; its incomplete block is removed."""
     with store_errors(path):
@@ -191,6 +200,7 @@ class Dialect(NamedTuple):
         return cls(delimiter or ",", has_mark or foreign)
 
 
+@advising(_ADVICE)
 def write_rows(
     path: Path, columns: Sequence[str], rows: Callable[[], Iterable[OutputRow]], dialect: Dialect | None = None
 ) -> None:

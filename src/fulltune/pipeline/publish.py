@@ -18,7 +18,7 @@ from fulltune.records.run import Model, Prediction, Record, read_record
 from fulltune.report.card import Licenses, bare, card
 from fulltune.report.worse_rows import worse_rows
 from fulltune.runtime import paths
-from fulltune.runtime.files import atomic_text, remove, store_errors
+from fulltune.runtime.files import advising, atomic_text, remove, store_errors
 from fulltune.runtime.json_lines import Lines
 from fulltune.store import delta
 from fulltune.store.delta import DeltaInfo, Restored
@@ -97,6 +97,7 @@ def restore(source: str, file: str | Path, to: str | Path, *, out: str | Path = 
     return delta.apply_delta(_source(source, Path(out)).folder, Path(file), Path(to))
 
 
+@advising("choose another folder with --to")
 def write_folder(version: Version, checkout: Path, to: Path, out: Path) -> None:
     """Write the model of a version and its card as a plain folder.
 
@@ -111,6 +112,7 @@ def write_folder(version: Version, checkout: Path, to: Path, out: Path) -> None:
     atomic_text(to / "README.md", _card(version, checkout, out, has_texts=True))
 
 
+@advising("choose another folder with --to")
 def _write_artifact(registry: Registry, version: Version, form: str, to: Path) -> None:
     """Write a version in another format as a folder.
 

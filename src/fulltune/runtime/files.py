@@ -12,6 +12,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,31 @@ from fulltune.errors import StoreError
 from fulltune.runtime import paths
 
 _FIXES = {
-    errno.ENOSPC: "free some space, or choose another folder with --out",
-    errno.EDQUOT: "your quota is used up: free some space, or choose another folder with --out",
-    errno.EROFS: "the file system is read-only: choose another folder with --out",
-    errno.EACCES: "this user may not write there: choose another folder with --out",
-    errno.EPERM: "this user may not write there: choose another folder with --out",
-    errno.ENOTDIR: "a part of this path is a file: choose another folder with --out",
-    errno.ENAMETOOLONG: "the name is too long: choose a shorter path with --out",
+    errno.ENOSPC: "free some space, or {instead}",
+    errno.EDQUOT: "your quota is used up: free some space, or {instead}",
+    errno.EROFS: "the file system is read-only: {instead}",
+    errno.EACCES: "this user may not write there: {instead}",
+    errno.EPERM: "this user may not write there: {instead}",
+    errno.ENOTDIR: "a part of this path is a file: {instead}",
+    errno.ENAMETOOLONG: "the name is too long: {instead}",
 }
+
+#: What a user can do if a file cannot be written where it was asked for.
+_instead = ContextVar("_instead", default="choose another folder with --out")
+
+
+@contextmanager
+def advising(instead: str) -> Iterator[None]:
+    """Name another fix than ``--out`` in errors of what is written in the block; also a decorator.
+
+    Args:
+        instead: The fix, such as ``"choose another file with --output"``.
+    """
+    before = _instead.set(instead)
+    try:
+        yield
+    finally:
+        _instead.reset(before)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -61,14 +79,14 @@ def store_errors(path: Path) -> Iterator[None]:
         StoreError: The path is not Unicode, or the block raised an error of the operating system.
     """
     if any("\ud800" <= character <= "\udfff" for character in str(path)):
-        fix = "choose another folder with --out"
+        fix = _instead.get()
         raise StoreError("a path that is not Unicode text", expected="a name in UTF-8", where=str(path), fix=fix)
     try:
         yield
     except (OSError, SafetensorError) as error:
         number = _error_number(error)
         reason = os.strerror(number) if number else str(error)
-        fix = _FIXES.get(number or 0, "check the folder, or choose another one with --out")
+        fix = _FIXES.get(number or 0, "check the folder, or {instead}").format(instead=_instead.get())
         raise StoreError(f"cannot be written ({reason})", where=str(path), fix=fix) from error
 
 

@@ -40,6 +40,9 @@ def _json_escape(match: re.Match[str]) -> str:
 #: Error numbers of a stream without a reader, or on a disk that is full or broken.
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
+#: Columns below which the cells of a table with six columns lose their content.
+_NARROWEST = 40
+
 
 class EscapedRenderable:
     """A renderable with control characters escaped (:func:`escape_controls`); styles and layout are kept."""
@@ -73,6 +76,14 @@ def plain_console(stream: TextIO | None = None, **options: Any) -> Console:
     if not os.environ.get("COLUMNS", "80").strip("0"):
         options.setdefault("width", 80)
     return _Console(file=stream, markup=False, emoji=False, highlight=False, **options)
+
+
+def answer_console() -> Console:
+    """Return a console for stdout, wide enough for the numbers of a table; a narrower terminal wraps the lines."""
+    console = plain_console()
+    if console.width < _NARROWEST:
+        console.width = _NARROWEST
+    return console
 
 
 def write_line(stream: TextIO | None, text: str) -> None:

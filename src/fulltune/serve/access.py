@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fulltune.errors import ConfigError
 from fulltune.runtime import extras
+from fulltune.runtime.validation import read_failure
 
 #: Packages of the extra, and the names of their modules.
 _NEEDED = ("fastapi", "uvicorn", "prometheus-client")
@@ -57,7 +58,10 @@ def checked_token(host: str, token_file: str | Path | None) -> str:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"the token cannot be read ({error})", expected="an ASCII text file", where=str(path), field="--token-file"
+            f"the token cannot be read ({read_failure(error)})",
+            expected="an ASCII text file",
+            where=str(path),
+            field="--token-file",
         ) from None
     if len(token) < _SHORTEST_TOKEN or any(character.isspace() for character in token):
         raise ConfigError(

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from fulltune.errors import StoreError, check_schema
 from fulltune.records.run import Model
-from fulltune.runtime.files import file_sha256, remove_abandoned, store_errors, sync_folder, unfinished_path
+from fulltune.runtime.files import advising, file_sha256, remove_abandoned, store_errors, sync_folder, unfinished_path
 from fulltune.runtime.validation import first_problem
 from fulltune.store.objects import checkpoint_files, checkpoint_sha256
 from fulltune.store.tensors import Tensor, Words, header, tensors
@@ -109,6 +109,7 @@ class _Checkpoint:
         return {tensor.name: tensor for path in weights for tensor in tensors(path, header(path))}
 
 
+@advising("name another file")
 def write_delta(base: Path, tuned: Path, goal: Path) -> DeltaInfo:
     """Write the difference of two checkpoint folders, and check that each can be restored from the other.
 
@@ -145,6 +146,7 @@ def write_delta(base: Path, tuned: Path, goal: Path) -> DeltaInfo:
     )
 
 
+@advising("choose another folder with --to")
 def apply_delta(source: Path, delta: Path, goal: Path) -> Restored:
     """Restore the tuned checkpoint from the base, or the base from the tuned one, depending on ``source``.
 

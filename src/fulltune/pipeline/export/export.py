@@ -18,6 +18,7 @@ from fulltune.records.run import Record
 from fulltune.runtime import paths
 from fulltune.runtime.clock import now
 from fulltune.runtime.files import (
+    advising,
     atomic_text,
     file_sha256,
     files_sha256,
@@ -87,7 +88,7 @@ def export(
     files = [str(data)] if isinstance(data, str | Path) else list(map(str, data))
     source = original(name, config, files, Path(out), overrides, options)
     _check_plain(source)
-    with _unfinished(folder) as place:
+    with advising("name another folder"), _unfinished(folder) as place:
         with reports.stage("write"), store_errors(folder):
             quantization = form.write(source, place, MARGIN if margin is None else margin, reports)
             (place / "config.yaml").write_text(dump_config(source.config), encoding="utf-8")

@@ -31,7 +31,7 @@ from fulltune.pipeline.proposal.queries import Queries
 from fulltune.pipeline.proposal.sources import Sources, missing_database, sort_sources
 from fulltune.records.run import FileFormat, Model
 from fulltune.runtime import paths
-from fulltune.runtime.files import atomic_text, store_errors
+from fulltune.runtime.files import advising, atomic_text, store_errors
 from fulltune.runtime.rows_file import paths_of
 from fulltune.training import defaults
 from fulltune.training.advice import usual_rates
@@ -151,7 +151,7 @@ def init(
     sections = draft.sections()
     mapping = to_mapping(sections)
     load_config(mapping)  # what is written must be valid
-    with store_errors(file):
+    with advising("choose another file with --output"), store_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_text(file, to_text(draft.title(), sections))
     return draft.proposal(mapping, reasons(sections))
@@ -190,6 +190,9 @@ def _check_output(file: Path, force: bool) -> None:
         raise ConfigError(
             f"{str(file)!r}", expected="a file that ends in .yaml", fix="JSON has no comments", field="--output"
         )
+    if paths.is_folder(file):
+        fix = "name a file in it, or another one, with --output"
+        raise ConfigError("this is a folder", expected="a new file", where=str(file), fix=fix)
     if paths.exists(file) and not force:
         fix = "choose another name with --output, or add --force to replace it"
         raise ConfigError("this file exists already", expected="a new file", where=str(file), fix=fix)

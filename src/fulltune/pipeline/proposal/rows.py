@@ -110,12 +110,13 @@ def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Se
     train = merged(tables["train"])
     tables = {split: train if split == "train" else merged(table, train) for split, table in tables.items()}
     if len(train) < _FEWEST and "eval" not in tables:
-        raise DataError(
-            f"{len(train)} row{'s' * (len(train) != 1)}",
-            expected=f"at least {_FEWEST}, so that some can be held out",
-            where=train.source,
-            fix="add rows, divide long texts into several, or name a file with the rows that decide",
+        few = Problem(
+            f"{len(train)} row{'s' * (len(train) != 1)}" + " that can be used" * bool(train.problems),
+            f"at least {_FEWEST}, so that some can be held out",
+            "add rows, divide long texts into several, or name a file with the rows that decide",
+            train.source,
         )
+        raise DataError([few, *train.problems])
     spellings = tuple(_spellings(list(tables.values())))
     if "eval" in tables:
         return Rows(tables, _leaks(train, tables["eval"]), len(tables["eval"]), spellings)

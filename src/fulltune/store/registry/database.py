@@ -134,4 +134,6 @@ def errors(path: Path) -> Iterator[None]:
         fix = "check that the disk has space and the file is intact: `fulltune models verify` reads all of it"
         if "locked" in str(error):
             fix = "another process holds the lock: wait for it, then try again"
+        if "readonly" in str(error):
+            fix = "this user may not write there: copy the runs folder, and name the copy with --out"
         raise StoreError(f"the registry cannot be used ({error})", where=str(path), fix=fix) from error
