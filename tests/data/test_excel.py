@@ -77,6 +77,7 @@ def test_a_title_above_the_column_names_is_skipped(tmp_path: Path) -> None:
     table = load(path)
     assert fields(table) == [{"text": "x", "label": "y"}, {"text": "z", "label": "y"}]
     assert [row.id for row in table] == ["a.xlsx:4", "a.xlsx:5"]
+    assert table.files[0].assumed == ("a title is above the column names: 'Clauses of 2024' is not read",)
     assert read_rows(str(path)).columns == ("text", "label")
 
 

@@ -115,7 +115,9 @@ def test_columns_can_be_named(folder: Path) -> None:
     ]
     file = write_csv(folder / "notes.csv", rows)
     by_content = propose(file)
-    assert any("--label annotator" in note for note in by_content.notes)
+    assert [note for note in by_content.notes if "--label" in note] == [
+        "`annotator` could be the label: fulltune init … --label annotator"
+    ]
     named = propose(file, text="tags", label="annotator")
     assert roles_of(named) == {"group": "client", "text": "tags", "label": "annotator"}
     assert named.task == "classification"

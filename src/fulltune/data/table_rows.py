@@ -47,9 +47,7 @@ def open_table(
     columns = [column.strip() for column in header]
     assumed = list(form.assumed)
     if above:
-        shown = ", ".join(
-            repr(shortened(filled(cells)[0], 30)) for _, cells in sample[:above] if isinstance(cells, list)
-        )
+        shown = ", ".join(shortened(filled(cells)[0], 30) for _, cells in sample[:above] if isinstance(cells, list))
         assumed.append(f"a title is above the column names: {shown} {'is' if above == 1 else 'are'} not read")
     sample = sample[above + 1 :]
     if trimmed or any(cell != cell.strip() for cell in header):

@@ -204,7 +204,9 @@ def _causal_lm(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
     if not texts:
         raise _nothing(columns, "no column of text", task="causal-lm")
     notes = [_unread(other, "text") for other in texts[1:]]
-    notes += [_other("label", other) for other in roles.label(columns, required=True).candidates if other.distinct > 1]
+    taken = roles.group(columns, {texts[0].name})
+    labels = roles.label(columns, required=True).candidates
+    notes += [_other("label", other) for other in labels[:3] if other is not taken]
     because = "texts without labels" if len(columns) > 1 else "text alone"
     return Choice("causal-lm", {"text": texts[0]}, because, notes=tuple(notes))
 
@@ -311,7 +313,7 @@ def _is_twin(column: Profile, columns: Sequence[Profile]) -> bool:
 
 def _other(role: str, column: Profile) -> str:
     if role == "label":
-        return f"`{column.name}` could be the label too: fulltune init … --label {shlex.quote(column.name)}"
+        return f"`{column.name}` could be the label: fulltune init … --label {shlex.quote(column.name)}"
     return f"`{column.name}` could be the {role} too: data.{role}: {as_value(column.name)}"
 
 
