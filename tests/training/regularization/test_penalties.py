@@ -262,9 +262,15 @@ def test_a_subclass_that_fetches_its_own_batches_keeps_the_penalties(tmp_path: P
     assert pulled(tmp_path) == pulled(tmp_path, OwnBatches) == [0, 1, 2]
 
 
-def test_a_subclass_whose_step_would_leave_the_penalties_out_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+def test_a_subclass_whose_step_would_leave_the_penalties_out_is_refused(tmp_path: Path, max_grad_norm: float) -> None:
+    class Clipped(OwnStep):
+        def __init__(self, **options: Any) -> None:
+            options["args"].max_grad_norm = max_grad_norm
+            super().__init__(**options)
+
     with pytest.raises(ArgumentError, match=r"regularizers, but training_step .* Call super\(\).training_step"):
-        pulled(tmp_path, OwnStep)
+        pulled(tmp_path, Clipped)
     trained(fakes.bundle("gpt2").model, tmp_path, 4, 2, kind=OwnStep)  # without penalties it may do anything
 
 
