@@ -80,7 +80,7 @@ def test_rows_with_one_cause_are_one_line_with_the_first_rows_and_a_count(tmp_pa
         load(write(tmp_path / "a.jsonl", lines(rows)))
     assert len(caught.value.problems) == 97
     assert str(caught.value).splitlines() == [
-        "97 problems:",
+        "2 problems:",
         "  - a.jsonl:1, a.jsonl:2, a.jsonl:3 and 93 more, field 'text': a number (0); expected text. Write it "
         "as text, or remove the row.",
         "  - a.jsonl:97, field 'text': empty text; expected text. Fill it in, or remove the row.",
