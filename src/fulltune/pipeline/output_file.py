@@ -50,7 +50,8 @@ def check_output(path: Path, *, force: bool, source: object = None) -> None:
     if "\0" in str(path):
         fix = "remove the NUL character"
         raise ConfigError("the path is not valid", expected="a file", fix=fix, where=ascii(str(path)), field="--output")
-    check_name(path)
+    with advising(_ADVICE):
+        check_name(path)
     if path.suffix not in _FORMATS:
         expected = ", ".join(f"{suffix} ({name})" for suffix, name in _FORMATS.items())
         fix = did_you_mean(path.suffix, list(_FORMATS)) or f"name it {path.stem}{_known_suffix(source)}"
