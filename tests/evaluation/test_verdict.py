@@ -555,6 +555,12 @@ def test_likelihoods_of_more_bytes_are_no_improvement() -> None:
         assert isinstance(found, PairVerdict)
         assert found.verdict == verdict
         assert ("a difference of 0.09 of the score is no finding" in " ".join(found.notes)) == (given is longer)
+    noise = [row | {"nll": row["nll"] - 0.45 * (row["id"] % 3)} for row in longer]
+    by_chance = fulltune.verdict(counted, noise, metric="bits_per_byte")
+    assert isinstance(by_chance, PairVerdict)
+    assert -by_chance.difference.value > 0.09 * by_chance.a.value
+    assert by_chance.difference.interval[1] > -0.09 * by_chance.a.value
+    assert by_chance.verdict == "no detectable change"
     hidden = fulltune.verdict(counted, of(longer, nll=45.0), metric="bits_per_byte", margin=0.02)
     assert isinstance(hidden, PairVerdict)
     assert hidden.not_worse is not None

@@ -159,13 +159,21 @@ class _Judge:
         """Return the verdicts on all systems but the first, adjusted for their number."""
         first, *others = self.scored
         found = [
-            paired(
-                one, first, self.metric, min_effect=max(self.min_effect, abs(self._artifact(index))), **self.settings
-            )
+            paired(one, first, self.metric, min_effect=self.min_effect, **self.settings)
             for index, one in enumerate(others, start=1)
         ]
+        found = [self._beyond_artifact(*one) for one in enumerate(found, start=1)]
         adjusted = holm([one.p for one in found])
         return tuple(self.pair(index + 1, *both) for index, both in enumerate(zip(found, adjusted, strict=True)))
+
+    def _beyond_artifact(self, index: int, found: Comparison) -> Comparison:
+        """Return the comparison without its claim if the interval includes a difference that is an artifact."""
+        reach = abs(self._artifact(index) * self._measured(0).value) if self._artifact(index) else 0.0
+        near = min(abs(found.low), abs(found.high))
+        if found.verdict not in ("improved", "worse") or near >= reach:
+            return found
+        least = reach + abs(found.delta) - near
+        return found.model_copy(update={"verdict": "no detectable change", "min_effect": least})
 
     def _artifact(self, index: int) -> float:
         """Return by what fraction a system is better than the first only because it counts more bytes."""
