@@ -25,6 +25,9 @@ _FULL_RATES = {
 #: Multiples of the rate of full fine-tuning. Hu et al. 2022, appendix D; Schulman et al. 2025, "LoRA Without Regret".
 _MULTIPLES = {"lora": 10, "qlora": 10}
 
+#: Highest default of any of these: the end of the usual range for small models (docs/methods.md).
+_HIGHEST = 1e-2
+
 #: Rates that do not depend on the size. ``prompt-tuning``: PEFT's guides; Lester et al. 2021 use 0.3, but with
 #: Adafactor. ``bitfit``: Ben Zaken et al. 2022, section 4. ``linear-probe``: AdamW's own default.
 _OTHER_RATES = {"prompt-tuning": 3e-2, "linear-probe": 1e-3, "bitfit": 1e-3}
@@ -71,7 +74,7 @@ def learning_rate(kind: ModelKind, method: str = "full") -> float:
         return _OTHER_RATES[method]
     tiny, small, large = _FULL_RATES[kind.family]
     rate = large if not kind.is_small else tiny if kind.parameters < TINY_MODEL else small
-    return float(f"{rate * _MULTIPLES.get(method, 1):.3g}")
+    return float(f"{min(_HIGHEST, rate * _MULTIPLES.get(method, 1)):.3g}")
 
 
 def epochs(kind: ModelKind, steps_per_epoch: int, *, is_new_language: bool = False) -> int:
