@@ -114,9 +114,9 @@ class Job(Inputs):
         """Return the job with another config for the same rows and the same base: only the training differs."""
         config = with_chat_date(config, self.config.data.chat_date)
         task, method = _task(config).with_facts(self.task.facts), _method(config)
-        return replace(self, config=config, task=task, method=method)._with_defaults()
+        return replace(self, config=config, task=task, method=method).with_defaults()
 
-    def _with_defaults(self) -> Job:
+    def with_defaults(self) -> Job:
         """Return the job with a learning rate and epochs, where the config leaves them out."""
         count = len(self.features)
         batches = self.micro_batches(self.features) if self.config.train.epochs is None else None
@@ -181,7 +181,8 @@ def prepare_job(
     if checks_audit:
         audit.raise_if_broken()
     base = with_limits_of_rows(base, config, task, audit)
-    return Job(config, task, inputs.method, data, audit, Path(out), base, features, curve).with_config(config)
+    job = Job(config, task, inputs.method, data, audit, Path(out), base, features, curve)
+    return job.with_defaults()
 
 
 def check_inputs(config: Config, out: str | Path) -> tuple[Inputs, ModelFiles]:
