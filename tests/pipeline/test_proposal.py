@@ -21,6 +21,7 @@ from fulltune.pipeline.proposal.base_models import HUB, LOCAL, BaseModel, langua
 from fulltune.pipeline.proposal.language import language_of, texts_by_language
 from fulltune.pipeline.proposal.propose import Proposal
 from fulltune.training.advice import advice
+from fulltune.training.defaults import learning_rate
 
 THINGS = ("coffee", "service", "room", "view", "soup", "waiter", "price", "music", "garden", "bread", "tea", "staff")
 GOOD = ("wonderful", "excellent", "very friendly", "fresh", "lovely")
@@ -381,7 +382,7 @@ def test_further_texts_beside_prompts_are_noted(folder: Path) -> None:
 @pytest.mark.parametrize("base", [*LOCAL, *HUB], ids=lambda one: one.name)
 def test_a_plan_has_no_objection_to_a_proposed_rate(base: BaseModel) -> None:
     config = load_config(
-        {"model": "m", "task": "seq2seq", "data": {"train": "t"}, "train": {"learning_rate": base.learning_rate}}
+        {"model": "m", "task": "seq2seq", "data": {"train": "t"}, "train": {"learning_rate": learning_rate(base.kind)}}
     )
     is_encoder_decoder = base.family == "encoder-decoder"
     lines = advice(config, 400, base.parameters, is_encoder_decoder=is_encoder_decoder)

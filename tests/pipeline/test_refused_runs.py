@@ -80,6 +80,7 @@ def test_class_weights_need_classes(base: str, tmp_path: Path) -> None:
 
 def test_options_that_the_task_does_not_read_are_reported() -> None:
     options = {"data": {"train": "x", "schemas": "s.json"}, "evaluation": {"continuations": 3}}
+    options["train"] = {"learning_rate": 3e-5}
     lines = advice(Config(model="m", task="classification", **options), 100, 10**9)
     assert "data.schemas has no effect: the task classification does not read it." in lines
     assert any(line.startswith("evaluation.continuations has no effect") for line in lines)

@@ -80,7 +80,7 @@ def _config(*overrides: str) -> Config:
         "model": "fake",
         "task": "causal-lm",
         "data": {"train": "none.jsonl"},
-        "train": {"epochs": 2, "batch_size": 8, "evaluations": 0},
+        "train": {"epochs": 2, "batch_size": 8, "learning_rate": 3e-5, "evaluations": 0},
     }
     return load_config(given, overrides)
 

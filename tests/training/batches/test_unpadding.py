@@ -161,7 +161,7 @@ def test_a_part_that_does_not_fit_is_split_again(tmp_path: Path, monkeypatch: py
 
 
 def job(*overrides: str) -> Config:
-    train = {"epochs": 2, "batch_size": 6, "evaluations": 0}
+    train = {"epochs": 2, "batch_size": 6, "learning_rate": 3e-5, "evaluations": 0}
     given = {"model": "fake", "task": "classification", "data": {"train": "none.jsonl"}, "train": train}
     return load_config(given, overrides)
 
