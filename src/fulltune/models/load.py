@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from fulltune.errors import ModelError, abridged
-from fulltune.models import files, heads, reconcile, stored_weights
+from fulltune.models import files, gguf_header, heads, reconcile, stored_weights
 from fulltune.models.bundle import Bundle, Head, family_of, quiet
 from fulltune.models.languages import set_languages
 from fulltune.models.sources import ModelFiles, find
@@ -84,6 +84,8 @@ def load(
         with quiet():
             settings, invalid = reconcile.generation_override(source.folder)
         overrides |= settings
+        if source.gguf and source.export is None:
+            overrides |= gguf_header.config_overrides(source.folder / source.gguf, config)
         model, fresh, head_changes = _load_model(source, config, head, labels, multi_label, seed, overrides)
         settled = reconcile.reconcile(model, tokenizer, family, is_classifier=head == "classification")
     languages = set_languages(model, tokenizer, source_language, target_language)
@@ -278,7 +280,7 @@ def _loaded(
     if is_gguf:
         _remove_quantizer(model)
     choose_attention_by_length(model.eval())
-    name = str(kwargs["pretrained_model_name_or_path"])
+    name = str(Path(kwargs["pretrained_model_name_or_path"], kwargs.get("gguf_file", "")))
     stored_weights.check(name, model, loading, head_may_differ=head_may_differ)
     fresh = stored_weights.fresh_names(model, loading)
     return model, tuple(sorted(fresh)), stored_weights.facts(model, loading, is_classifier=is_classifier)

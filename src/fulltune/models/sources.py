@@ -140,7 +140,10 @@ def _local(name: str, path: Path) -> ModelFiles:
 
 
 def _inside(path: Path) -> str:
-    """Return advice if folders below this one are checkpoints: the epochs of a training, or ``0_Transformer``."""
+    """Return advice if the folder has GGUF files, or its folders are checkpoints: epochs, or ``0_Transformer``."""
+    single = sorted(file.name for file in path.glob("*.gguf")) if path.is_dir() else []
+    if single:
+        return f"name the GGUF file in it: {abridged(single)}"
     configs = sorted(path.glob("*/config.json")) if path.is_dir() else []
     inner = [config.parent.name for config in configs if any(config.parent.glob("*.safetensors"))]
     return f"name the checkpoint below it: {abridged(inner)}" if inner else ""

@@ -66,17 +66,25 @@ def check(name: str, model: PreTrainedModel, loading: Mapping[str, Any], *, head
     body = _body(model)
     differing = [found for found in sorted(loading["mismatched_keys"]) if found[0] in body or not head_may_differ]
     if differing:
-        raise ModelError(
-            f"weights of {name!r} have other shapes than its config.json states ({_shapes(differing)})",
-            expected="the config.json of these weights",
-            fix="correct config.json, or download config.json and weights of one model again",
-            field="model",
-        )
+        raise _differing(name, differing)
     missing = fresh_names(model, loading) & set(body)
     has_missing_layer = any(layer <= missing for layer in _layers(model))
     if has_missing_layer or 2 * len(missing) > len(body) or missing & set(_embeddings(model)):
         raise _incomplete(name, model, missing, body, loading["unexpected_keys"])
     _check_finite(name, model)
+
+
+def _differing(name: str, differing: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> ModelError:
+    """Return the error for weights that do not fit the description of the model: config.json, or a GGUF header."""
+    is_gguf = name.endswith(".gguf")
+    described = "header" if is_gguf else "config.json"
+    file = "correct config.json, or download config.json and weights of one model again"
+    return ModelError(
+        f"weights of {name!r} have other shapes than its {described} states ({_shapes(differing)})",
+        expected=f"the {described} of these weights",
+        fix="use the checkpoint that the GGUF file was made from" if is_gguf else file,
+        field="model",
+    )
 
 
 def _incomplete(
