@@ -218,7 +218,7 @@ def test_after_the_last_try_the_weights_are_those_of_the_checkpoint(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("rate", "clip"), often(product([1.0, 1e3, 1e38], [1.0, 0.0]), lambda case: case in [(1e3, 1.0), (1e38, 0.0)])
+    ("rate", "clip"), often(product([1.0, 1e3, 1e37], [1.0, 0.0]), lambda case: case in [(1e3, 1.0), (1e37, 0.0)])
 )
 def test_a_rate_far_too_high_ends_with_finite_weights(rate: float, clip: float, tmp_path: Path) -> None:
     guard = DivergenceGuard()
