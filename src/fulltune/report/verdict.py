@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 from fulltune.records.verdict import ManyVerdicts, Measured, PairVerdict
 from fulltune.report.display import decimals, difference, interval, number, p_value
 
-_SIGNS = {"improved": "▲", "worse": "▼", "no detectable change": "=", "too few rows": "?", "too few seeds": "?"}
+#: Signs before a title that claims a difference; the words of the others say it all.
+_SIGNS = {"improved": "▲ ", "worse": "▼ "}
 
 #: Characters that XML cannot contain, not even escaped; a name of a file may.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -70,8 +71,7 @@ def sentences(found: PairVerdict | ManyVerdicts) -> list[str]:
 
 def markdown(found: PairVerdict | ManyVerdicts) -> str:
     """Return a section for a pull request or a job summary."""
-    mark = _mark(found)
-    lines = [f"### {mark} {_title(found)}", "", *(f"{_cell(line)}  " for line in sentences(found)), ""]
+    lines = [f"### {_mark(found)}{_title(found)}", "", *(f"{_cell(line)}  " for line in sentences(found)), ""]
     lines += [_line(header(found)), f"|{'---|' * len(_HEADER)}", *(_line(row) for row in rows(found))]
     return "\n".join(lines) + "\n"
 
@@ -106,7 +106,7 @@ def html(found: PairVerdict | ManyVerdicts) -> str:
         f'<tr class="{kind}">{"".join(f"<td>{escape(cell)}</td>" for cell in row)}</tr>'
         for kind, row in zip(classes, rows(found), strict=True)
     )
-    title = escape(f"{_mark(found)} {_title(found)}")
+    title = escape(f"{_mark(found)}{_title(found)}")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"</head><body><h1>{title}</h1>{body}<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
@@ -123,8 +123,8 @@ def _title(found: PairVerdict | ManyVerdicts) -> str:
 
 def _mark(found: PairVerdict | ManyVerdicts) -> str:
     if pairs(found)[0].require:
-        return "✓" if found.passed else "✕"
-    return _SIGNS[found.verdict] if isinstance(found, PairVerdict) else "·"
+        return "✓ " if found.passed else "✕ "
+    return _SIGNS.get(found.verdict, "") if isinstance(found, PairVerdict) else ""
 
 
 def _score(score: Measured, digits: int) -> str:
