@@ -124,7 +124,7 @@ def test_a_column_of_numbers_is_a_score(tmp_path: Path) -> None:
     assert (named.metric, named.verdict) == ("stars", "worse")
 
 
-@pytest.mark.parametrize("name", ["loss", "eval_loss", "WER", "perplexity_mean"])
+@pytest.mark.parametrize("name", ["loss", "eval_loss", "WER", "perplexity_mean", "val_logloss", "toxicity"])
 def test_a_column_that_is_low_when_good_needs_its_direction(name: str) -> None:
     """A rising loss is no improvement."""
     a, b = ([{"id": row, name: 1.0 + more + row % 4} for row in range(30)] for more in (0, 1))
@@ -158,6 +158,8 @@ def test_a_confidence_beside_the_answers_is_not_compared_by_default() -> None:
         ("docId", [row // 20 for row in range(100)], 5),
         ("text", [f"text {row // 4}" for row in range(100)], 25),
         ("source_file", [f"{row // 10}.txt" for row in range(100)], 10),
+        ("problem_id", [row // 10 for row in range(100)], 10),
+        ("movie", [f"movie {row // 10}" for row in range(100)], 10),
     ],
 )
 def test_a_column_that_looks_like_a_group_is_named(name: str, values: Sequence[Any], count: int) -> None:
@@ -167,10 +169,11 @@ def test_a_column_that_looks_like_a_group_is_named(name: str, values: Sequence[A
     found = fulltune.verdict(a, b, metric="accuracy", require="improved")
     assert isinstance(found, PairVerdict)
     assert f"'{name}' has {count} values for 100 rows" in found.notes[-1]
-    assert f"With --group {name}: " in found.notes[-1]
     grouped = fulltune.verdict(a, b, metric="accuracy", require="improved", group=name)
     assert isinstance(grouped, PairVerdict)
-    assert (found.verdict, found.passed) == ("improved", grouped.passed)
+    assert (found.verdict, found.passed) == (grouped.verdict, grouped.passed)
+    assert found.headline == grouped.headline
+    assert "If they are (--group with the column of ids): " in found.notes[-1]
     alone = fulltune.verdict(a, b, metric="accuracy", require="improved", group="id")
     assert isinstance(alone, PairVerdict)
     assert (alone.verdict, alone.passed, len(alone.notes)) == ("improved", True, 1)
@@ -184,6 +187,8 @@ def test_a_column_that_looks_like_a_group_is_named(name: str, values: Sequence[A
         ("text", [f"text {row}" for row in range(100)]),
         ("doc_length", list(range(50)) * 2),
         ("annotator", ["a", "b"] * 50),
+        ("sample_id", list(range(10)) * 10),
+        ("task", ["a", "b"] * 50),
     ],
 )
 def test_other_columns_are_no_groups(name: str, values: Sequence[Any]) -> None:
@@ -192,12 +197,53 @@ def test_other_columns_are_no_groups(name: str, values: Sequence[Any]) -> None:
     assert len(found.notes) == 1
 
 
+def test_copies_of_a_text_in_other_spellings_are_one_group() -> None:
+    texts = [f"{('Text', 'text ', 'TEXT', 'text')[row % 4]} {row // 4}" for row in range(100)]
+    found = fulltune.verdict(answers([1], text=texts), answers([2], text=texts))
+    assert isinstance(found, PairVerdict)
+    assert found.groups == 25
+
+
+@pytest.mark.parametrize("form", ["d{}_{}", "{}/{}", "q{}-s{}", "topic {}#{}"])
+def test_ids_that_number_the_rows_of_a_group_are_groups(form: str) -> None:
+    """Chunks of documents, or several samples of a question, are not independent."""
+    a, b = (
+        [row | {"id": form.format(row["id"] // 12, row["id"] % 12)} for row in answers(wrong, n=96)]
+        for wrong in (range(12), [])
+    )
+    found = fulltune.verdict(a, b, require="improved")
+    assert isinstance(found, PairVerdict)
+    assert (found.verdict, found.groups, found.passed) == ("no detectable change", 8, False)
+    assert "The ids begin in 8 ways for 96 rows" in found.notes[-1]
+    assert "improved (p = 0.00049), and the requirement would hold" in found.notes[-1]
+    assert fulltune.verdict(a, b, require="improved", group="id").passed
+
+
+@pytest.mark.parametrize("form", ["test-{:05}", "{:08x}-e29b-41d4-a716-446655440000", "{}"])
+def test_other_ids_are_no_groups(form: str) -> None:
+    rows = [row | {"id": form.format(row["id"])} for row in answers([])]
+    found = fulltune.verdict(rows, rows)
+    assert isinstance(found, PairVerdict)
+    assert found.groups == 0
+    assert "independent" not in " ".join(found.notes)
+
+
+def test_a_change_that_is_not_detected_says_how_many_rows_would_do() -> None:
+    found = fulltune.verdict(answers(range(12)), answers(range(4, 20)))
+    assert isinstance(found, PairVerdict)
+    assert found.verdict == "no detectable change"
+    assert "One like the observed would need about 587 rows." in found.notes[0]
+    same = fulltune.verdict(answers([1, 2]), answers([2, 3]))
+    assert isinstance(same, PairVerdict)
+    assert "would need" not in " ".join(same.notes)
+
+
 def test_groups_are_swapped_as_a_whole(tmp_path: Path) -> None:
     documents = [f"d{row // 20}" for row in range(100)]
     a, b = answers(range(40), document=documents), answers([], document=documents)
-    assert isinstance(alone := fulltune.verdict(a, b), PairVerdict)
+    assert isinstance(alone := fulltune.verdict(a, b, group="id"), PairVerdict)
     assert isinstance(together := fulltune.verdict(a, b, group="document"), PairVerdict)
-    assert (alone.verdict, alone.groups) == ("improved", 0)
+    assert alone.verdict == "improved"
     assert (together.verdict, together.groups, together.n) == ("too few rows", 5, 100)
     assert together.headline.startswith("5 groups of rows cannot decide")
 
@@ -244,6 +290,7 @@ def test_junit_and_html_are_well_formed(pair: tuple[str, str]) -> None:
     assert "b.csv is better than a.jsonl" in page
     assert "http" not in page
     assert told(a, b, "--format", "markdown")[1].startswith("### ▲ b.csv against a.jsonl: improved")
+    assert told(a, a, "--format", "markdown")[1].startswith("### a.jsonl (B) against a.jsonl (A): no detectable change")
 
 
 @pytest.mark.parametrize(
@@ -412,6 +459,14 @@ LIKELIHOODS = [{"id": row, "score": 0, "nll": 40.0 + row % 5, "bytes": 20, "toke
         (of(SCORES, match=True), [*of(SCORES[1:], match=True), SCORES[0]], {"metric": "execution_accuracy"}, "'0'"),
         (answers([1]), answers([2]), {"metric": "ece"}, "'ece' cannot decide"),
         (answers([1]), answers([2]), {"metric": "length_ratio"}, "'length_ratio' cannot decide"),
+        (of(SCORES, label="cat"), of(SCORES, label="cat"), {}, "may be a confidence.*Add --metric score\\.$"),
+        (of(SCORES, prediction="cat"), of(SCORES, prediction="dog"), {}, "may be a confidence"),
+        (
+            SCORES,
+            [row | {"score": 100 * row["score"]} for row in SCORES],
+            {},
+            "28.8 on average, 0.287 in .* the same unit",
+        ),
     ],
     ids=[
         *(
@@ -426,7 +481,7 @@ LIKELIHOODS = [{"id": row, "score": 0, "nll": 40.0 + row % 5, "bytes": 20, "toke
             "no-nll",
             "rows",
         ),
-        *("calibration", "no-direction"),
+        *("calibration", "no-direction", "pipeline", "confidence", "percent"),
     ],
 )
 def test_what_would_be_an_artifact_is_refused(
@@ -537,6 +592,35 @@ def test_a_better_system_that_guesses_is_named() -> None:
     assert [found.passed for found in passed] == [False, True]  # as a run, which would be undecided
     assert isinstance(passed[0], PairVerdict)
     assert "so that the requirement does not hold" in " ".join(passed[0].notes)
+
+
+def test_labels_that_are_guessed_are_named_in_every_metric() -> None:
+    """One label for all rows is better than a coin, whatever metric compares the answers."""
+    targets = ["cat" if row % 5 else "dog" for row in range(200)]
+    coin = [
+        {"id": row, "target": label, "prediction": "dog" if row % 7 < 3 else "cat"} for row, label in enumerate(targets)
+    ]
+    for metric in ("accuracy", "exact_match", "rouge1"):
+        constant, right = ([row | {"prediction": given or row["target"]} for row in coin] for given in ("cat", ""))
+        found = [fulltune.verdict(coin, given, metric=metric, require="improved") for given in (constant, right)]
+        assert [(one.verdict, one.passed) for one in found if isinstance(one, PairVerdict)] == [
+            ("improved", False),
+            ("improved", True),
+        ]
+
+
+def test_sets_of_labels_that_are_guessed_are_named() -> None:
+    """All labels for all rows have a higher F1 than few."""
+    targets = [["x"] * (row % 2) + ["y"] * (row % 3 > 0) + ["z"] for row in range(90)]
+    few = [{"id": row, "target": labels, "prediction": ["x"] * (row % 7 == 0)} for row, labels in enumerate(targets)]
+    every, right = ([row | {"prediction": given or row["target"]} for row in few] for given in (["x", "y", "z"], []))
+    found = [fulltune.verdict(few, given, metric="micro_f1", require="improved") for given in (every, right)]
+    assert [(one.verdict, one.passed) for one in found if isinstance(one, PairVerdict)] == [
+        ("improved", False),
+        ("improved", True),
+    ]
+    assert isinstance(found[0], PairVerdict)
+    assert "cannot be told from guessing: z = 0.00 for the relation to the targets" in " ".join(found[0].notes)
 
 
 def test_free_answers_are_no_guess() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from fulltune.data.findings import rows
 from fulltune.errors import DataError, Problem, abridged
 from fulltune.evaluation.prediction_files import Answers
+from fulltune.metrics import known
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
 from fulltune.metrics.ratios import numbers
@@ -15,6 +16,9 @@ from fulltune.records.run import Prediction
 
 #: Rows of a kind that a message lists.
 _LISTED = 3
+
+#: Mean of scores up to 1 from which they may be fractions; smaller ones may be percentages too.
+_LEAST_FRACTION = 0.05
 
 #: Sizes that likelihoods are divided by, and by what fraction their sums may differ between systems: tokenizers begin
 #: to predict at different bytes of a text, but tokens of different tokenizers are different units.
@@ -78,6 +82,26 @@ def check_sizes(systems: Sequence[Answers], metric: Metric) -> None:
             problems.append(Problem(found, f"as many {key} in all files", fix, system.name, key))
     if problems:
         raise DataError(problems)
+
+
+def check_units(systems: Sequence[Answers], metric: Metric) -> None:
+    """Check that a column of numbers is not a fraction in one file and a percentage in another.
+
+    Raises:
+        DataError: It looks so.
+    """
+    if metric.name in known():
+        return
+    scores = [[float(row.values["score"]) for row in system.rows] for system in systems]
+    means = [sum(own) / len(own) for own in scores]
+    fractions = [i for i, own in enumerate(scores) if min(own) >= 0 and max(own) <= 1 and means[i] >= _LEAST_FRACTION]
+    for one in fractions:
+        for other, own in enumerate(scores):
+            least, most = (100 * means[one] * factor for factor in (0.5, 2))
+            if min(own) >= 0 and 1 < max(own) <= 100 and least <= means[other] <= most:
+                found = f"{metric.name} is {means[other]:.3g} on average, {means[one]:.3g} in {systems[one].name}"
+                expected, fix = "the same unit in all files, not fractions and percentages", "divide percentages by 100"
+                raise DataError(found, expected=expected, fix=fix, where=systems[other].name, field=metric.name)
 
 
 def size_difference(a: Answers, b: Answers, metric: Metric) -> float:

@@ -20,16 +20,19 @@ from fulltune.evaluation.comparable import (
     check_answered,
     check_rows,
     check_sizes,
+    check_units,
     on_common_rows,
     size_difference,
     with_groups,
 )
+from fulltune.evaluation.guesses import are_labels, label_sets_guessed
 from fulltune.evaluation.prediction_files import Answers, read_answers
 from fulltune.evaluation.related_rows import Related
 from fulltune.metrics import INFORMATIONAL, get, known, wording
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.compare import MIN_EFFECT, holm, not_worse, paired
+from fulltune.metrics.power import rows_needed
 from fulltune.metrics.ratios import mean_of
 from fulltune.records.run import Comparison, Prediction
 from fulltune.records.verdict import ManyVerdicts, Measured, NotWorse, PairVerdict, Requirement
@@ -40,8 +43,15 @@ MARGIN = 0.01
 #: Words in the name of a column whose low numbers are good.
 _LOW = frozenset(
     {"loss", "losses", "nll", "error", "errors", "err", "wer", "cer", "ter", "mer", "perplexity", "ppl", "bpb", "bpc"}
-    | {"mae", "mse", "rmse", "brier", "regret", "latency", "seconds", "ms", "duration", "cost", "edits"}
+    | {"mae", "mse", "rmse", "brier", "regret", "latency", "seconds", "ms", "duration", "time", "runtime", "risk"}
+    | {"cost", "costs", "penalty", "penalties", "edits", "distance", "divergence", "kl", "jsd", "deviation", "bits"}
+    | {"entropy", "surprisal", "wrong", "incorrect", "mistake", "mistakes", "failure", "failures", "failed"}
+    | {"violations", "toxicity", "toxic", "harm", "hallucination", "hallucinations", "hallucinated"}
+    | {"refusal", "refusals", "refused"}
 )
+
+#: Endings of such words: ``logloss``, ``crossentropy``.
+_LOW_ENDINGS = ("loss", "losses", "error", "errors", "entropy")
 
 #: Metrics of labels: a label in another spelling is another label.
 _OF_LABELS = frozenset({"accuracy", "macro_f1", "micro_f1", "mcc"})
@@ -73,8 +83,8 @@ def verdict(
         metric: Name of a metric, or of a column of numbers. By default that of the runs, else ``accuracy`` if there
             are answers, and ``score`` if there is such a column. Files with both need the name.
         group: Column that names the group of a row, such as its document. Groups are swapped and resampled as a whole.
-            If another column looks like one, the verdict states what it would be with it, and a requirement has to hold
-            with it too; the column of ids states that rows are independent.
+            If the ids or another column look like one, the verdict is that on these groups, and a requirement has to
+            hold with and without them; the column of ids as group states that rows are independent.
         margin: Smallest loss that matters, for the test that ``b`` is not worse: 0.01 is a point of a score between 0
             and 1, and 1% of any other.
         require: What every system must be for ``passed``: ``improved``, or ``not-worse`` (margin 0.01 by default).
@@ -102,6 +112,7 @@ def verdict(
     check_answered(systems, measure)
     check_rows(systems, measure)
     check_sizes(systems, measure)
+    check_units(systems, measure)
     systems = with_groups(systems)
     left_out = frozenset[str]().union(*(system.left_out for system in systems))
     scored = [_scored(system, measure).without(left_out) for system in systems]
@@ -247,7 +258,7 @@ class _Judge:
         return self.require is None or (margin is not None and margin.verdict == "not worse")
 
     def _notes(self, index: int, found: Comparison, margin: NotWorse | None) -> list[str]:
-        shown = [wording.detectable(found, self.metric), *(self._spelling_note(number) for number in (0, index))]
+        shown = [self._power_note(found), *(self._spelling_note(number) for number in (0, index))]
         if artifact := self._artifact(index):
             shown.append(
                 "The likelihoods are of different numbers of bytes: a difference of "
@@ -262,6 +273,15 @@ class _Judge:
             shown.append(_margin_note(margin, self.metric))
         return shown
 
+    def _power_note(self, found: Comparison) -> str:
+        """Return what as many rows detect, and how many would detect a difference like the observed one."""
+        needed = rows_needed(found, self.confidence) or 0
+        unclear = found.verdict == "no detectable change" and not found.is_certain
+        if not unclear or abs(found.delta) < found.min_effect or needed <= found.n:
+            return wording.detectable(found, self.metric)
+        what = "rows in groups like these" if found.groups else "rows"
+        return f"{wording.detectable(found, self.metric)} One like the observed would need about {needed:,} {what}."
+
     def _spelling_note(self, index: int) -> str:
         """Return how many answers are wrong by their spelling alone; empty if there are none."""
         if self.metric.name not in _OF_LABELS:
@@ -273,8 +293,19 @@ class _Judge:
 
     def _guessing_note(self, index: int) -> str:
         """Return that a better system may know nothing: a guess has a higher macro-F1 than one label for all rows."""
-        answers, labels = self.systems[index], _labels(self.systems[index])
-        if self.metric.name not in _OF_LABELS or answers.multi_label or len(labels) < 2:
+        answers = self.systems[index]
+        if not self.metric.reads_answers or not (self.metric.name in _OF_LABELS or are_labels(answers)):
+            return ""
+        evidence = label_sets_guessed(answers, self.confidence) if answers.multi_label else self._mcc_of_guess(answers)
+        if not evidence:
+            return ""
+        failed = ", so that the requirement does not hold" if self.require == "improved" else ""
+        return f"The answers of {self.names[index]} cannot be told from guessing: {evidence}{failed}."
+
+    def _mcc_of_guess(self, answers: Answers) -> str:
+        """Return the MCC of answers if it may be 0 or less; empty if it is not."""
+        labels = _labels(answers)
+        if len(labels) < 2:
             return ""
         mcc = get("mcc", labels)
         accumulator = Accumulator([mcc])
@@ -284,9 +315,7 @@ class _Judge:
         if score.low > 0:
             return ""
         value, low, high = map(wording.figure, (score.value, score.low, score.high))
-        bounds = "no interval" if math.isnan(score.low) else f"{low} to {high}"
-        failed = ", so that the requirement does not hold" if self.require == "improved" else ""
-        return f"The answers of {self.names[index]} cannot be told from guessing: MCC {value} ({bounds}){failed}."
+        return f"MCC {value} ({'no interval' if math.isnan(score.low) else f'{low} to {high}'})"
 
 
 def _related(systems: Sequence[Answers]) -> Related | None:
@@ -297,18 +326,18 @@ def _related(systems: Sequence[Answers]) -> Related | None:
 
 
 def _also_grouped(found: PairVerdict, grouped: PairVerdict, by: Related) -> PairVerdict:
-    """Return a verdict with a note on what it is if rows that belong together are groups; it has to pass there too."""
-    same = (grouped.verdict, grouped.passed) == (found.verdict, found.passed)
-    outcome = "the same verdict" if same else f"{grouped.verdict} (p = {grouped.p_holm:.2g})"
-    note = (
-        f"{by.column!r} has {by.count:,} values for {found.n:,} rows; rows that belong together are not independent. "
-        f"With --group {by.column}: {outcome}."
-    )
-    if found.passed and not grouped.passed:
-        note += (
-            " The requirement has to hold for both; --group with the column of ids states that rows are independent."
-        )
-    return found.model_copy(update={"notes": (*found.notes, note), "passed": found.passed and grouped.passed})
+    """Return the verdict on groups of rows that belong together, or on rows if that claims less, with a note."""
+    claims = grouped.verdict in ("improved", "worse") and grouped.verdict != found.verdict
+    if claims or (grouped.passed and not found.passed):
+        chosen, other, how = found, grouped, f"With --group {by.column}" if by.column else "With these groups"
+    else:
+        chosen, other, how = grouped, found, "If they are (--group with the column of ids)"
+    same = (other.verdict, other.passed) == (chosen.verdict, chosen.passed)
+    outcome = "the same verdict" if same else f"{other.verdict} (p = {other.p_holm:.2g})"
+    passes = ", and the requirement would hold" if other.passed and not chosen.passed else ""
+    what = f"{by.column!r} has {by.count:,} values" if by.column else f"The ids begin in {by.count:,} ways"
+    note = f"{what} for {found.n:,} rows; rows that belong together are not independent. {how}: {outcome}{passes}."
+    return chosen.model_copy(update={"notes": (*chosen.notes, note), "passed": found.passed and grouped.passed})
 
 
 def _label_set(answer: str | tuple[str, ...]) -> set[str]:
@@ -357,11 +386,12 @@ def _metric(
     several = any(system.multi_label for system in systems)
     metrics = known(labels, several)
     name = name or next((system.metric for system in systems if system.metric), "")
-    if not name and has_scores and "score" not in columns and any(system.answered for system in systems):
+    if not name and has_scores and "score" not in columns and any(_has_texts(system) for system in systems):
+        other = ", or a metric of the answers such as --metric accuracy"
         raise ConfigError(
             "there are answers and a column 'score', which may be a confidence",
             expected="the name of what is compared",
-            fix="add --metric score, or a metric of the answers such as --metric accuracy",
+            fix="add --metric score" + (other if any(system.answered for system in systems) else ""),
             field="metric",
         )
     name = name or ("score" if has_scores else "accuracy")
@@ -387,13 +417,18 @@ def _check_direction(column: str, lower_is_better: bool | None) -> None:
     Raises:
         ConfigError: It is not.
     """
-    if lower_is_better is None and name_words(column) & _LOW:
+    words = name_words(column)
+    if lower_is_better is None and (words & _LOW or any(word.endswith(_LOW_ENDINGS) for word in words)):
         raise ConfigError(
             f"the name of the column {column!r} suggests that a low number is good",
             expected="its direction",
             fix="add --lower-is-better, or --higher-is-better",
             field="lower_is_better",
         )
+
+
+def _has_texts(system: Answers) -> bool:
+    return any(row.reference or row.output for row in system.rows)
 
 
 def _labels(system: Answers) -> Sequence[str]:
