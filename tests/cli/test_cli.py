@@ -228,6 +228,14 @@ def test_doctor_for_people_and_for_programs(tmp_path: Path) -> None:
     assert parsed["versions"]["fulltune"] == fulltune.__version__
 
 
+def test_the_end_of_a_command_before_a_prompt_is_no_bug(capfd: pytest.CaptureFixture[str]) -> None:
+    subprocess.run([sys.executable, "-i", "-m", "fulltune", "--version"], stdin=subprocess.DEVNULL, check=False)
+    said = capfd.readouterr()
+    assert said.out.startswith(fulltune.__version__)
+    assert "Traceback" not in said.err
+    assert "bug" not in said.err
+
+
 def test_a_bug_shows_its_traceback_and_asks_for_a_report(tmp_path: Path) -> None:
     done = in_a_process("doctor", torch="raise ZeroDivisionError('ours')", folder=tmp_path)
     assert done.returncode == 1

@@ -150,6 +150,15 @@ def test_numbers_keep_their_sign_in_any_encoding(encoding: str, monkeypatch: pyt
     assert cast(io.BytesIO, stream.buffer).getvalue().decode(encoding) == "0.5 -> -0.2, ?"
 
 
+def test_an_encoding_of_host_names_is_replaced_by_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="idna")
+    monkeypatch.setattr(sys, "stdout", stream)
+    replace_unknown_characters()
+    stream.write("0.5 → −0.2, Я")
+    stream.flush()
+    assert cast(io.BytesIO, stream.buffer).getvalue().decode() == "0.5 → −0.2, Я"
+
+
 def test_a_closed_stdout_and_a_closed_pipe_exit_cleanly(tmp_path: Path) -> None:
     program = [sys.executable, "-c", ANSWER.replace("Common(", "for _ in range(2000): Common("), "text"]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:

@@ -486,7 +486,12 @@ def _answer_record(common: Common, record: fulltune.Record, hint: str = "") -> N
 
 
 def _unexpected(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of a bug, and ask for a report."""
+    """Print the traceback of a bug, and ask for a report.
+
+    With ``python -i`` or ``PYTHONINSPECT`` every end of a command arrives here, so that a prompt can follow.
+    """
+    if issubclass(error_type, SystemExit):
+        return
     write_line(sys.stderr, "".join(traceback.format_exception(error_type, error, trace)).rstrip())
     write_line(sys.stderr, "error: this is a bug in fulltune; please report it with the lines above.")
 

@@ -127,7 +127,16 @@ def replace_unknown_characters() -> None:
     codecs.register_error("fulltune.ascii", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="fulltune.ascii")
+            stream.reconfigure(encoding=_encoding_of_lines(stream.encoding), errors="fulltune.ascii")
+
+
+def _encoding_of_lines(encoding: str) -> str:
+    """Return the encoding, or UTF-8 for one that is made for host names and writes no lines of text, as ``idna``."""
+    try:
+        "−\n".encode(encoding, "fulltune.ascii")
+    except UnicodeError:
+        return "utf-8"
+    return encoding
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
