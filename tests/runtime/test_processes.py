@@ -132,6 +132,17 @@ def test_a_world_of_one_is_not_distributed(monkeypatch: pytest.MonkeyPatch) -> N
     assert distributed.launched() == 1, "only a launcher gives ranks"
 
 
+@pytest.mark.parametrize(
+    ("rank", "size"), [("0", "0"), ("-1", "2"), ("2", "2"), ("0", "many"), ("", "2"), ("0", "1e9")]
+)
+def test_variables_that_no_launcher_sets_are_refused(rank: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(ProcessError, match=r"RANK=.*unset RANK WORLD_SIZE"):
+        distributed.launched()
+    assert distributed.is_first_to_report()
+
+
 def test_a_lost_process_is_reported_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

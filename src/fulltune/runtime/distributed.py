@@ -37,8 +37,28 @@ _group: Any = None
 
 
 def launched() -> int:
-    """Return the number of processes that the launcher started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    """Return the number of processes that the launcher started; 1 without a launcher.
+
+    Raises:
+        ProcessError: ``RANK`` and ``WORLD_SIZE`` are no rank and number of processes.
+    """
+    rank_text, size_text = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank_text is None or size_text is None:
+        return 1
+    if not _is_rank(rank_text, size_text):
+        raise ProcessError(
+            f"the variables RANK={rank_text!r} and WORLD_SIZE={size_text!r}",
+            expected="the number of a process from 0, and the number of all processes, as a launcher sets them",
+            fix="start the processes with `fulltune launch`; for a single process: `unset RANK WORLD_SIZE`",
+            where="environment",
+        )
+    return int(size_text)
+
+
+def _is_rank(rank_text: str, size_text: str) -> bool:
+    """Return whether these are the numbers of a process and of all processes."""
+    digits = re.compile(r"[0-9]{1,9}")
+    return all(map(digits.fullmatch, (rank_text, size_text))) and int(rank_text) < int(size_text)
 
 
 def size() -> int:
@@ -260,7 +280,10 @@ def shows_output() -> bool:
 
 def is_first_to_report() -> bool:
     """Return whether this process reports an error to the user: True for the first process that calls this."""
-    if launched() == 1:
+    try:
+        if launched() == 1:
+            return True
+    except ProcessError:  # nobody else could report it
         return True
     import torch.distributed as dist
 
