@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 
 from fulltune.config import DataConfig
 from fulltune.data.load import Column, Table, load_table
+from fulltune.data.locate import locate
 from fulltune.errors import DataError
 from fulltune.runtime.rows_file import as_source
 
@@ -425,3 +427,16 @@ def test_rows_in_memory_are_located_by_their_config_key(
     with pytest.raises(DataError, match="no column 'text'") as caught:
         load(source, split)
     assert [problem.where for problem in caught.value.problems] == [key]
+
+
+def test_rows_in_a_folder_that_may_not_be_searched_are_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = os.stat
+
+    def refuse(path: Any, **options: Any) -> os.stat_result:
+        if "shut" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(DataError, match=r"Permission denied.*change the rights"):
+        locate("shut/rows.jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -98,6 +99,18 @@ def test_an_error_is_shown_and_its_json_is_valid_whatever_it_quotes(capsys: pyte
     shown = capsys.readouterr()
     assert [one for one in HARMFUL if one in shown.out + shown.err] == []
     assert json.loads(shown.out)["error"]["problems"][0]["found"] == EVIL
+
+
+def test_a_path_that_the_system_refuses_is_named_and_a_missing_file_of_ours_stays_a_bug(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(options.typer.Exit), options.Common().answering():
+        raise PermissionError(errno.EACCES, "Permission denied", "shut/run")
+    assert capsys.readouterr().err.startswith(
+        "error: shut/run: cannot be used (Permission denied). This user has no right to it or to a folder above it"
+    )
+    with pytest.raises(FileNotFoundError), options.Common().answering():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "ours")
 
 
 def test_progress_shows_names_and_notes_verbatim() -> None:

@@ -33,7 +33,7 @@ from fulltune.cli.predict import predict
 from fulltune.cli.serve import serve
 from fulltune.cli.verbs import Program
 from fulltune.cli.verdict import verdict
-from fulltune.runtime import distributed
+from fulltune.runtime import distributed, paths
 from fulltune.runtime.launch import report_exit_code
 from fulltune.runtime.terminal import (
     escape_controls,
@@ -419,7 +419,7 @@ def _ends(a: str, b: str | None) -> tuple[str, str | None, str]:
         )
     if a == "base":
         return ("latest" if b in (None, "tuned") else b), None, "zero_shot"
-    run, _, system = (a, "", "") if Path(a).exists() else a.partition("#")
+    run, _, system = (a, "", "") if paths.exists(Path(a)) else a.partition("#")
     return run, (None if b == "tuned" else b), system
 
 

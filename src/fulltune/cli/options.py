@@ -19,7 +19,7 @@ import typer
 
 from fulltune.errors import FulltuneError
 from fulltune.runtime import distributed
-from fulltune.runtime.files import check_name
+from fulltune.runtime.files import check_name, refused_paths
 from fulltune.runtime.packages import usable_packages
 from fulltune.runtime.terminal import EscapedRenderable, answer_console, discard_output, portable_json, write_line
 
@@ -87,9 +87,9 @@ class Common:
 
         self._configure_logs()
         try:
-            check_name(self.out)
-            with redirect_stdout(sys.stderr), usable_packages():
-                yield open_progress(self.quiet or not distributed.shows_output())
+            with redirect_stdout(sys.stderr), usable_packages(), refused_paths():
+                check_name(self.out)
+                yield open_progress(not distributed.shows_output() or self.quiet)
         except FulltuneError as error:
             if self.verbose or os.environ.get("FULLTUNE_DEBUG"):
                 traceback.print_exc()

@@ -80,6 +80,9 @@ def _once(names: Sequence[str]) -> list[str]:
 
 def _not_there(name: str) -> DataError:
     path = paths.user_path(name)
+    if _is_out_of_sight(path):
+        fix = "this user has no right to a folder above it: change the rights, or name another path"
+        return DataError("cannot be read (Permission denied)", where=name, fix=fix)
     siblings = [sibling for sibling in paths.names_in(path.parent) if sibling != path.name]
     close = difflib.get_close_matches(path.name[:_LONGEST_NAME], siblings, n=1)
     fix = f"did you mean {str(path.with_name(close[0]))!r}?" if close else _advice(name)
@@ -89,6 +92,17 @@ def _not_there(name: str) -> DataError:
         where=name,
         fix=fix,
     )
+
+
+def _is_out_of_sight(path: Path) -> bool:
+    """Return whether a folder above the path may not be searched."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):  # ValueError: no name of a file, as with a null character
+        pass
+    return False
 
 
 def _advice(name: str) -> str:

@@ -90,6 +90,39 @@ def store_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"cannot be written ({reason})", where=str(path), fix=fix) from error
 
 
+#: What to do about a file that the system refuses to open or to look for, by error number.
+_REFUSED = {
+    errno.EACCES: "this user has no right to it or to a folder above it: change the rights, or name another path",
+    errno.EPERM: "this user has no right to it or to a folder above it: change the rights, or name another path",
+    errno.EROFS: "the file system is read-only: name another path",
+    errno.EIO: "check the disk, or name another path",
+    errno.ESTALE: "mount the folder again",
+    errno.EMFILE: "allow more open files: `ulimit -n 1024`",
+    errno.ENFILE: "the machine has too many open files: end other programs",
+    errno.ENOSPC: "free some space, or name another path",
+    errno.EDQUOT: "your quota is used up: free some space, or name another path",
+}
+
+
+@contextmanager
+def refused_paths() -> Iterator[None]:
+    """Turn what rights or the state of the machine refuse in the block into a :class:`StoreError` that names the path.
+
+    Any look for a file can fail so, also ``Path.exists``, if a folder above it may not be searched.
+
+    Raises:
+        StoreError: The system refused a path. Other errors of the operating system pass as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        fix = _REFUSED.get(error.errno or 0)
+        if fix is None or not isinstance(error.filename, (str, bytes)):
+            raise
+        reason = error.strerror or type(error).__name__
+        raise StoreError(f"cannot be used ({reason})", where=os.fsdecode(error.filename), fix=fix) from error
+
+
 def check_name(path: Path) -> None:
     """Check that the system accepts the name of a file or folder, whether it exists or not.
 
