@@ -244,6 +244,47 @@ def test_an_adapter_of_peft_fits_its_base_with_any_head(targets: Any, tmp_path: 
         assert "its classes have no names" in bundle.info.reconciled[-1]
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}),
+        ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": [5, 6]}),
+        ("gpt2", {"target_modules": ["c_attn"], "bias": "all", "fan_in_fan_out": True}),
+    ],
+)
+def test_what_an_adapter_of_peft_trains_beside_its_factors_is_applied(
+    kind: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    base = fakes.save(kind, tmp_path / "base", **({"tie_word_embeddings": False} if kind == "llama" else {}))
+    wrapped: Any = peft.get_peft_model(load(str(base)).model, peft.LoraConfig(r=2, task_type="CAUSAL_LM", **options))
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    wrapped.peft_config["default"].base_model_name_or_path = str(base)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[4, 5, 6, 7]])
+    expected = wrapped.eval()(input_ids=ids).logits
+    found = load(str(tmp_path / "adapter")).model.eval()(input_ids=ids).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+    body = load(str(tmp_path / "adapter"), "classification", labels=["a", "b"]).model.base_model
+    expected = wrapped.base_model.model.base_model(input_ids=ids)[0]
+    assert torch.allclose(body.eval()(input_ids=ids)[0], expected, atol=1e-4), "with a new head"
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_weights_of_an_adapter_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    base = fakes.save("llama", tmp_path / "base")
+    model: Any = load(str(base)).model
+    model.resize_token_embeddings(model.config.vocab_size + 3)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    wrapped.peft_config["default"].base_model_name_or_path = str(base)
+    wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    with pytest.raises(ModelError, match=r"do not fit its base.*merge_and_unload"):
+        load(str(tmp_path / "adapter"))
+
+
 def test_lora_targets_are_names_or_all_linear() -> None:
     bundle = fakes.bundle("llama")
     every = targets(bundle, "all-linear")

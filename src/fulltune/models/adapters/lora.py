@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ from fulltune.models.adapters.packages import peft
 
 #: PEFT's name of the adapter; a model has only one.
 _ADAPTER_NAME = "default"
+
+#: Parts of the names of tensors that change a weight; all others replace one.
+_PARTIAL = (".lora_", ".token_adapter.")
 
 
 def linear_layers(model: nn.Module) -> list[str]:
@@ -111,7 +115,7 @@ def apply(model: PreTrainedModel, folder: Path, tensors: Mapping[str, Tensor], *
         model: The base.
         folder: Folder of the adapter.
         tensors: Its tensors by PEFT's names without their prefix.
-        with_head: Apply the head of the adapter; else only the factors.
+        with_head: Apply the classification head of the adapter, too.
 
     Raises:
         ModelError: Tensors do not fit the base, or a merged weight is not finite.
@@ -121,18 +125,62 @@ def apply(model: PreTrainedModel, folder: Path, tensors: Mapping[str, Tensor], *
     config.fan_in_fan_out = _is_transposed(model)
     if not with_head:
         config.modules_to_save = None
-        tensors = {name: value for name, value in tensors.items() if "lora_" in name}
     tensors = _renamed(model, config, tensors)
+    if not with_head:
+        tensors = _without_entire_weights(model, folder, config, tensors)
     tuner = _injected(model, config)
     unexpected = peft().set_peft_model_state_dict(model, dict(tensors)).unexpected_keys
     if unexpected:
-        raise ModelError(
-            f"{len(unexpected)} tensors of the adapter do not fit its base: {unexpected[0]}",
-            where=str(folder),
-            field="model",
-        )
+        raise _misfit(folder, unexpected)
     merge(tuner)
     model.requires_grad_(True)
+
+
+def _without_entire_weights(model: Any, folder: Path, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy the entire weights of an adapter into the model, and return its other tensors.
+
+    These are biases, and modules that were trained entirely, such as the embeddings and the language-modeling head. A
+    head that the model lacks, and a classification head, are left out.
+
+    Raises:
+        ModelError: Weights do not fit the base.
+    """
+    body = f"{model.base_model_prefix}."
+    is_classifier = _task_type(model) == "SEQ_CLS"
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    others, entire = {}, {}
+    for name, value in tensors.items():
+        own = name.replace(".base_layer.", ".")
+        if any(part in name for part in _PARTIAL):
+            others[name] = value
+        elif own in weights and (own.startswith(body) or not is_classifier):
+            entire[own] = value
+        elif not (is_classifier or config.task_type == "SEQ_CLS"):
+            raise _misfit(folder, [name])
+    _copy(weights, entire, folder)
+    return others
+
+
+def _copy(weights: Mapping[str, Tensor], values: Mapping[str, Tensor], folder: Path) -> None:
+    """Copy values into weights; those of tied weights must be equal."""
+    wrong = [name for name, value in values.items() if name not in weights or weights[name].shape != value.shape]
+    if wrong:
+        raise _misfit(folder, wrong)
+    for name, value in values.items():
+        weights[name].data.copy_(value)
+    tied = [name for name, value in values.items() if not weights[name].data.equal(value.to(weights[name]))]
+    if tied:
+        raise _misfit(folder, tied)
+
+
+def _misfit(folder: Path, names: Sequence[str]) -> ModelError:
+    return ModelError(
+        f"{len(names)} tensors of the adapter do not fit its base: {names[0]}",
+        expected="weights of the base, of the same shapes, and equal ones where it ties two",
+        fix="merge the adapter with PEFT's merge_and_unload, and use the result",
+        where=str(folder),
+        field="model",
+    )
 
 
 def _renamed(model: PreTrainedModel, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -145,8 +193,9 @@ def _renamed(model: PreTrainedModel, config: Any, tensors: Mapping[str, Tensor])
     layers = {name for name, _ in model.named_modules()}
 
     def own(name: str) -> str:
-        layer = name.partition(".lora_")[0]
-        if layer == name or layer in layers:
+        layer = re.split("|".join(map(re.escape, (*_PARTIAL, ".base_layer."))), name)[0]
+        layer = layer.rpartition(".")[0] if layer == name else layer
+        if layer in layers:
             return name
         if layer.removeprefix(prefix) in layers:
             return name.removeprefix(prefix)
