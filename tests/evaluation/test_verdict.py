@@ -124,7 +124,7 @@ def test_a_column_of_numbers_is_a_score(tmp_path: Path) -> None:
     assert (named.metric, named.verdict) == ("stars", "worse")
 
 
-@pytest.mark.parametrize("name", ["loss", "eval_loss", "WER", "perplexity_mean", "val_logloss", "toxicity"])
+@pytest.mark.parametrize("name", ["loss", "eval_loss", "WER", "perplexity_mean", "val_logloss", "toxicity", "smape"])
 def test_a_column_that_is_low_when_good_needs_its_direction(name: str) -> None:
     """A rising loss is no improvement."""
     a, b = ([{"id": row, name: 1.0 + more + row % 4} for row in range(30)] for more in (0, 1))

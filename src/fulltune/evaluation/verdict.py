@@ -47,7 +47,7 @@ _LOW = frozenset(
     | {"cost", "costs", "penalty", "penalties", "edits", "distance", "divergence", "kl", "jsd", "deviation", "bits"}
     | {"entropy", "surprisal", "wrong", "incorrect", "mistake", "mistakes", "failure", "failures", "failed"}
     | {"violations", "toxicity", "toxic", "harm", "hallucination", "hallucinations", "hallucinated"}
-    | {"refusal", "refusals", "refused"}
+    | {"refusal", "refusals", "refused", "mape", "smape"}
 )
 
 #: Endings of such words: ``logloss``, ``crossentropy``.
