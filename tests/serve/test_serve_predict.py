@@ -13,6 +13,7 @@ from answering import sentence
 from serving import Gate, Site, server_of, site, until
 
 import fulltune
+from fulltune.errors import ConfigError
 from fulltune.pipeline.loaded_model import LoadedModel
 from fulltune.pipeline.output_file import json_line
 from fulltune.serve.limits import Limits
@@ -205,3 +206,9 @@ def test_the_documents_describe_bodies_and_refusals(classifier: LoadedModel) -> 
     body = schema["components"]["schemas"]["PredictRequest"]
     assert [kind["type"] for kind in body["properties"]["inputs"]["items"]["anyOf"]] == ["string", "object"]
     assert "probabilities" in schema["components"]["schemas"]["Output"]["properties"]
+
+
+@pytest.mark.parametrize("limits", [{"seconds": float("inf")}, {"seconds": float("nan")}, {"queue": 10**30}])
+def test_limits_that_no_timer_or_queue_can_keep_are_refused(limits: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="expected a positive number, at most"):
+        Limits(**limits)

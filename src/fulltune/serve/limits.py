@@ -31,9 +31,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         problems = [
-            Problem(f"{getattr(self, field.name)}", "a positive number", field=field.name)
+            Problem(f"{getattr(self, field.name)}", "a positive number, at most 1,000,000,000", field=field.name)
             for field in fields(self)
-            if not getattr(self, field.name) > 0
+            if not 0 < getattr(self, field.name) <= 1e9
         ]
         if self.queue < self.inputs:
             fix = "raise the length of the queue, or lower the inputs per request"
