@@ -113,6 +113,18 @@ def test_a_path_that_the_system_refuses_is_named_and_a_missing_file_of_ours_stay
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "ours")
 
 
+def test_a_current_folder_that_is_gone_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(gone)
+        gone.rmdir()
+        with pytest.raises(options.typer.Exit), options.Common().answering():
+            Path("model").absolute()  # as torch does while it is imported
+    message = "error: the current folder was deleted or moved; expected a folder. Change to another one: `cd`."
+    assert capsys.readouterr().err.startswith(message)
+
+
 def test_progress_shows_names_and_notes_verbatim() -> None:
     stream = io.StringIO()
     progress = open_progress(stream=stream)

@@ -116,11 +116,23 @@ def refused_paths() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and _is_folder_gone():
+            raise StoreError(
+                "the current folder was deleted or moved", expected="a folder", fix="change to another one: `cd`"
+            ) from error
         fix = _REFUSED.get(error.errno or 0)
         if fix is None or not isinstance(error.filename, (str, bytes)):
             raise
         reason = error.strerror or type(error).__name__
         raise StoreError(f"cannot be used ({reason})", where=os.fsdecode(error.filename), fix=fix) from error
+
+
+def _is_folder_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def check_name(path: Path) -> None:
