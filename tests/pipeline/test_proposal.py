@@ -540,6 +540,14 @@ def test_a_group_stays_together(folder: Path) -> None:
     assert found.notes == ()
 
 
+def test_a_few_rows_without_a_group_are_left_out_instead_of_the_group(folder: Path) -> None:
+    rows = [{**row, "hotel": f"Hotel {i // 6}" if i != 40 else ""} for i, row in enumerate(reviews(180))]
+    found = propose(write_csv(folder / "r.csv", rows))
+    assert (found.config["data"]["group"], found.config["data"]["bad_rows"]) == ("hotel", "skip")
+    assert any("1 row" in note for note in (*found.notes, *found.warnings))
+    assert sum(fulltune.plan(found.file, quick=True).rows.values()) == 179
+
+
 def test_folders_of_texts(folder: Path) -> None:
     for i in range(30):
         path = folder / "tales" / f"{i:02}.txt"

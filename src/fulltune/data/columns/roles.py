@@ -91,6 +91,9 @@ SPLITS = {
 #: Groups that a split needs at least.
 _FEWEST_GROUPS = 10
 
+#: Fraction of the rows that have a group at least.
+_HAVE_GROUP = 0.95
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -183,8 +186,11 @@ def group(columns: Sequence[Profile], taken: Collection[str]) -> Profile | None:
 
 
 def _divides(column: Profile) -> bool:
-    """Return True if the column has repeated values for all rows, and enough of them for a split."""
-    if column.kind not in ("category", "repeated", "number", "id") or column.filled < column.rows:
+    """Return True if the column has repeated values for nearly all rows, and enough of them for a split.
+
+    A few rows without one are left out of the run: better than a split that divides contracts between train and eval.
+    """
+    if column.kind not in ("category", "repeated", "number", "id") or column.filled < _HAVE_GROUP * column.rows:
         return False
     return column.distinct >= _FEWEST_GROUPS and 1.5 * column.distinct <= column.rows and column.largest <= 0.4
 
