@@ -709,6 +709,7 @@ def test_a_column_that_marks_splits(folder: Path) -> None:
 
 def test_bad_rows_are_left_out_and_shown(folder: Path) -> None:
     rows = [{**row, "opinion": "" if i % 20 == 0 else row["opinion"]} for i, row in enumerate(reviews())]
+    rows[20]["verdict"] = ""  # two problems of one row
     found = propose(write_csv(folder / "r.csv", rows))
     assert (found.rows, found.bad_rows) == ({"train": 114}, 6)
     assert found.config["data"]["bad_rows"] == "skip"

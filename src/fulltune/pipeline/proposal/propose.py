@@ -341,7 +341,7 @@ class _Draft:
         """Return that rows are left out if some cannot be used."""
         why = ""
         if self.rows.bad:
-            why = f"{rows(len(self.rows.bad))} that cannot be used: left out, such as {self.rows.bad[0]}"
+            why = f"{rows(self.rows.bad_count)} that cannot be used: left out, such as {self.rows.bad[0]}"
         elif self._tested is not None and self._tested.can_be_skipped:
             found = self._tested.check
             why = f"{len(found.failed):,} of {found.run:,} queries cannot be run: left out of train"
@@ -531,7 +531,7 @@ class _Draft:
             config=mapping,
             why=dict(why),
             rows={split: len(table) for split, table in self.rows.tables.items()},
-            bad_rows=len(self.rows.bad),
+            bad_rows=self.rows.bad_count,
             language=self.language,
             languages=dict(self.languages),
             read=self._read(),
@@ -550,7 +550,7 @@ class _Draft:
     def _notes(self) -> list[str]:
         notes = [*self.choice.notes, *self._queries()]
         if self.rows.bad:
-            notes.append(f"{rows(len(self.rows.bad), 'be')} left out (data.bad_rows), such as {self.rows.bad[0]}")
+            notes.append(f"{rows(self.rows.bad_count, 'be')} left out (data.bad_rows), such as {self.rows.bad[0]}")
         if self.rows.leaks:
             done = "data.allow_leaks is set" if self._has_many_leaks else "they are left out of the scores"
             notes.append(f"{self.rows.leaks:,} of {self._scored:,} rows of eval are also in train: {done}")

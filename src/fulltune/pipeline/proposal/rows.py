@@ -62,6 +62,11 @@ class Rows:
         """Problems of the rows that cannot be read."""
         return tuple(problem for table in self.tables.values() for problem in table.problems)
 
+    @property
+    def bad_count(self) -> int:
+        """Number of the rows that cannot be read; one may have several problems."""
+        return sum(len(table.bad_places) for table in self.tables.values())
+
     def values(self, role: str) -> list[str]:
         """Return the texts of a role in train; of chats, what precedes the answer."""
         if role == "messages":
