@@ -582,8 +582,7 @@ class Config(Section):
         """
         if not isinstance(raw, Mapping):
             return raw
-        raw = {name: part for name, part in raw.items() if part is not None or name == "checkpoints"}
-        return raw
+        return {name: part for name, part in raw.items() if part is not None or name == "checkpoints"}
 
     @model_validator(mode="after")
     def _check_fractions(self) -> Config:

@@ -95,7 +95,7 @@ def _not_there(name: str) -> DataError:
 
 
 def _is_out_of_sight(path: Path) -> bool:
-    """Return whether a folder above the path may not be searched."""
+    """Return True if this user may not search a folder above the path."""
     try:
         os.stat(path)
     except PermissionError:

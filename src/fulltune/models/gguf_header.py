@@ -93,7 +93,7 @@ def _scaling(
 
 
 def _has_more(own: Mapping[str, Any]) -> bool:
-    """Return whether scaling has settings besides its type, factor, original length and a mark of finetuning."""
+    """Return True if scaling has settings besides its type, factor, original length and a mark of finetuning."""
     known = ("type", "factor", "original_context_length", "finetuned")
     return any(name.startswith("rope.scaling.") and name.split(".")[-1] not in known for name in own)
 

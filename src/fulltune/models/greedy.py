@@ -251,7 +251,7 @@ class GreedyDecoding:
 
     @torch.inference_mode()
     def cache_agrees(self, row: Sequence[int]) -> bool:
-        """Return whether new tokens with a cache are those of plain passes over the row, also after an end token."""
+        """Return True if new tokens with a cache are those of plain passes over the row, also after an end token."""
         self.stops = ()
         self.settings.eos_token_id = None
         compute = partial(self._generated, [row], 0)
@@ -308,7 +308,7 @@ class GreedyDecoding:
 
 
 def cache_is_neutral(bundle: Bundle) -> bool:
-    """Return whether tokens generated with a cache are those of plain passes, on a probe text."""
+    """Return True if tokens generated with a cache are those of plain passes, on a probe text."""
     limit = own_limit(bundle.model) or 2 * _PROBE
     size = max(1, min(_PROBE, limit // 2))
     [row] = fast_paths.probes(bundle.model, [size])

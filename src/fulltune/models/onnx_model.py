@@ -247,8 +247,9 @@ class OnnxSeq2Seq(_OnnxModel, GenerationMixin):
         inputs = {"decoder_input_ids": decoder_input_ids, "encoder_hidden_states": states}
         inputs |= {"encoder_attention_mask": mask, **self._session.past_inputs(past, len(states))}
         logits, *present = self._session.run(inputs)
-        both = EncoderDecoderCache(_cache(present), DynamicCache())
-        kept: dict[str, Any] = {} if use_cache is False else {CACHE: both}
+        kept: dict[str, Any] = {}
+        if use_cache is not False:
+            kept[CACHE] = EncoderDecoderCache(_cache(present), DynamicCache())
         return Seq2SeqLMOutput(logits=logits, encoder_last_hidden_state=states, **kept)
 
 

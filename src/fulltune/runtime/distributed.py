@@ -56,7 +56,7 @@ def launched() -> int:
 
 
 def _is_rank(rank_text: str, size_text: str) -> bool:
-    """Return whether these are the numbers of a process and of all processes."""
+    """Return True if these are the numbers of a process and of all processes."""
     digits = re.compile(r"[0-9]{1,9}")
     return all(map(digits.fullmatch, (rank_text, size_text))) and int(rank_text) < int(size_text)
 

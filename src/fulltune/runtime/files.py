@@ -90,10 +90,12 @@ def store_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"cannot be written ({reason})", where=str(path), fix=fix) from error
 
 
+_NO_RIGHT = "this user has no right to it or to a folder above it: change the rights, or name another path"
+
 #: What to do about a file that the system refuses to open or to look for, by error number.
 _REFUSED = {
-    errno.EACCES: "this user has no right to it or to a folder above it: change the rights, or name another path",
-    errno.EPERM: "this user has no right to it or to a folder above it: change the rights, or name another path",
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
     errno.EROFS: "the file system is read-only: name another path",
     errno.EIO: "check the disk, or name another path",
     errno.ESTALE: "mount the folder again",

@@ -640,7 +640,7 @@ def _counts(choice: Choice, rows: reading.Rows, base: BaseModel) -> tuple[Sequen
         texts = [complete_text(row.fields) for row in rows.tables["train"]]
     inputs = settings.count_tokens(texts, base)
     role = next((role for role in ("target", "sql") if role in choice.columns), "completion")
-    if role == "completion" and not {"completion", "messages"} & choice.columns.keys():
+    if role == "completion" and not {"completion", MESSAGES} & choice.columns.keys():
         return inputs, ()
     answers = settings.count_tokens(rows.values(role), base)
     if choice.task != "causal-lm":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fulltune.config import DataConfig
+from fulltune.data.chats import MESSAGES
 from fulltune.data.columns.roles import SPLITS
 from fulltune.data.load import Column, Table, load_table
 from fulltune.data.merging import combined, label_places, merged
@@ -69,7 +70,7 @@ class Rows:
 
     def values(self, role: str) -> list[str]:
         """Return the texts of a role in train; of chats, what precedes the answer."""
-        if role == "messages":
+        if role == MESSAGES:
             return [input_text(row.fields) for row in self.tables["train"]]
         return [str(row.fields.get(role, "")) for row in self.tables["train"]]
 
@@ -107,7 +108,7 @@ def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Se
         DataError: A split has no usable row, or lacks a column.
     """
     columns = [
-        Column(role, list if role in ("labels", "messages") else str, may_be_empty=role in ("labels", "prompt"))
+        Column(role, list if role in ("labels", MESSAGES) else str, may_be_empty=role in ("labels", "prompt"))
         for role in roles
     ]
     tables = {split: load_table(files, columns, settings, split=_STORED[split]) for split, files in sources.items()}
